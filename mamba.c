@@ -180,6 +180,7 @@ typedef struct {
     BlockParams *block;            /* (n_layer) */
 } Params;
 
+
 /* The ranges of a config that `file` gave. They are far above any published model, and small enough that an int holds
    a product of two extents other than d_model, vocab_size and n_layer; those go through size_t. */
 static int config_check(const Config *c, const char *file) {
@@ -353,4 +354,1004 @@ static void model_init(Model *m, uint64_t seed) {
         state = random_bits(&state);
         tensor_init(m->weights + m->tensor[i].offset, &m->tensor[i], state);
     }
+}
+
+/* 3. LAYERS ====================================================================================================
+
+   Each layer is a forward and, where the model trains, a backward function. Forward overwrites its output. Backward
+   overwrites the gradients of activations and adds to those of parameters, which may be NULL where the parameter is. */
+
+/* Channels are independent in the convolution and in the scan, so these loops take LANES of them side by side, one per
+   lane of the vector registers. */
+enum { LANES = 16, MAX_STATE = 256, MAX_CONV = 8 };
+
+static int min_int(int a, int b) { return a < b ? a : b; }
+
+/* Sums in a fixed order, LANES at a time: the compiler may not reorder a plain sum, and so could not vectorise it. */
+static double sum_lanes(const real *v) {
+    double sum = 0;
+    for (int c = 0; c < LANES; c++) sum += v[c];
+    return sum;
+}
+
+static double sum_of(const real *v, size_t n) {
+    real part[LANES] = {0};
+    size_t i = 0;
+    for (; i + LANES <= n; i += LANES)
+        for (int c = 0; c < LANES; c++) part[c] += v[i + c];
+    for (int c = 0; i < n; i++, c++) part[c] += v[i];
+    return sum_lanes(part);
+}
+
+enum { MATVEC_ROWS = 4 };
+static inline real exp_real(real x) { return (real)exp(x); }
+static inline real sigmoid(real x) { return (real)(1 / (1 + exp(-x))); }
+static inline real softplus(real x) { return (real)((x > 0 ? x : 0) + log1p(exp(-fabs(x)))); }
+static void matmul(real *C, size_t ldc, const real *A, size_t a_row, size_t a_col, const real *B, size_t b_row, size_t b_col, int m, int n, int k, int accumulate) {
+    for (int i = 0; i < m; i++) for (int j = 0; j < n; j++) { real s = accumulate ? C[i*ldc+j] : 0; for (int p = 0; p < k; p++) s += A[i*a_row+p*a_col]*B[p*b_row+j*b_col]; C[i*ldc+j]=s; }
+}
+static void matvec(real *y, size_t ldy, const real *x, size_t ldx, const real *W, const real *bias, int rows, int in, int out) {
+    for (int r = 0; r < rows; r++) for (int o = 0; o < out; o++) { real s = bias ? bias[o] : 0; for (int i = 0; i < in; i++) s += x[r*ldx+i]*W[(size_t)o*in+i]; y[r*ldy+o]=s; }
+}
+
+
+/* out = x + y, the residual connection.     n reals */
+static void add_forward(real *out, const real *x, const real *y, size_t n) {
+    for (size_t i = 0; i < n; i++) out[i] = x[i] + y[i];
+}
+
+/* Embedding: y_r = W[token_r].     W: (vocab_size, d_model); y: (rows, d_model) */
+static void embedding_forward(real *y, const real *W, const int *tokens, int rows, int d_model) {
+    for (int r = 0; r < rows; r++)
+        memcpy(y + (size_t)r * d_model, W + (size_t)tokens[r] * d_model, d_model * sizeof *y);
+}
+
+/* dW[token_r] += dy_r. Threads share the columns, since two rows may hold the same token. */
+static void embedding_backward(real *dW, const real *dy, const int *tokens, int rows, int d_model) {
+    PARALLEL_FOR
+    for (int i0 = 0; i0 < d_model; i0 += LANES)
+        for (int r = 0; r < rows; r++)
+            for (int i = i0; i < min_int(i0 + LANES, d_model); i++)
+                dW[(size_t)tokens[r] * d_model + i] += dy[(size_t)r * d_model + i];
+}
+
+/* RMSNorm: y = x r w with r = 1 / sqrt(mean(x^2) + eps).     x, y: (rows, dim); w: (dim); r: (rows), kept for backward */
+static void rmsnorm_forward(real *y, real *r, const real *x, const real *w, int rows, int dim, double eps) {
+    PARALLEL_FOR
+    for (int row = 0; row < rows; row++) {
+        const real *xi = x + (size_t)row * dim;
+        real *yi = y + (size_t)row * dim, part[LANES] = {0};
+        int i = 0;
+        for (; i + LANES <= dim; i += LANES)
+            for (int c = 0; c < LANES; c++) part[c] += xi[i + c] * xi[i + c];
+        for (int c = 0; i < dim; i++, c++) part[c] += xi[i] * xi[i];
+        r[row] = (real)(1 / sqrt(sum_lanes(part) / dim + eps));
+        for (i = 0; i < dim; i++) yi[i] = xi[i] * r[row] * w[i];
+    }
+}
+
+/* Forward was y_i = x_i r w_i with dr/dx_j = -r^3 x_j / dim, so
+   dx_j += r (dy_j w_j - x_j r^2 mean_i(dy_i w_i x_i)),     dw_i += sum over rows of dy_i x_i r.
+   Adds to dx, because x also went past the block. */
+static void rmsnorm_backward(real *dx, real *dw, const real *dy, const real *x, const real *r, const real *w, int rows, int dim) {
+    PARALLEL_FOR
+    for (int row = 0; row < rows; row++) {
+        const real *xi = x + (size_t)row * dim, *dyi = dy + (size_t)row * dim;
+        real *dxi = dx + (size_t)row * dim, part[LANES] = {0}, mean;
+        int i = 0;
+        for (; i + LANES <= dim; i += LANES)
+            for (int c = 0; c < LANES; c++) part[c] += dyi[i + c] * w[i + c] * xi[i + c];
+        for (int c = 0; i < dim; i++, c++) part[c] += dyi[i] * w[i] * xi[i];
+        mean = (real)(sum_lanes(part) / dim);
+        for (i = 0; i < dim; i++) dxi[i] += r[row] * (dyi[i] * w[i] - xi[i] * r[row] * r[row] * mean);
+    }
+    PARALLEL_FOR
+    for (int i0 = 0; i0 < dim; i0 += LANES)
+        for (int row = 0; row < rows; row++)
+            for (int i = i0; i < min_int(i0 + LANES, dim); i++)
+                dw[i] += dy[(size_t)row * dim + i] * x[(size_t)row * dim + i] * r[row];
+}
+
+/* sum over rows of dy: the gradient of a bias.     dy: (rows, dim), row stride ld */
+static void bias_backward(real *dbias, const real *dy, size_t ld, int rows, int dim) {
+    PARALLEL_FOR
+    for (int i0 = 0; i0 < dim; i0 += LANES)
+        for (int row = 0; row < rows; row++)
+            for (int i = i0; i < min_int(i0 + LANES, dim); i++) dbias[i] += dy[row * ld + i];
+}
+
+/* Linear: y = x W^T + bias.     x: (rows, in), row stride ldx; W: (out, in); bias: (out) or NULL; y: (rows, out) */
+static void linear_forward(real *y, const real *x, size_t ldx, const real *W, const real *bias, int rows, int in, int out) {
+    if (rows <= MATVEC_ROWS) {
+        matvec(y, (size_t)out, x, ldx, W, bias, rows, in, out);
+        return;
+    }
+    matmul(y, (size_t)out, x, ldx, 1, W, 1, (size_t)in, rows, out, in, 0);
+    if (bias == NULL) return;
+    PARALLEL_FOR
+    for (int row = 0; row < rows; row++)
+        for (int i = 0; i < out; i++) y[(size_t)row * out + i] += bias[i];
+}
+
+/* dx = dy W,     dW += dy^T x,     dbias += sum over rows of dy.     dx: row stride ldx; add: dx += dy W instead */
+static void linear_backward(real *dx, real *dW, real *dbias, const real *dy, const real *x, size_t ldx, const real *W, int rows,
+                            int in, int out, int add) {
+    matmul(dx, ldx, dy, (size_t)out, 1, W, (size_t)in, 1, rows, in, out, add);
+    matmul(dW, (size_t)in, dy, 1, (size_t)out, x, ldx, 1, out, in, rows, 1);
+    if (dbias != NULL) bias_backward(dbias, dy, (size_t)out, rows, out);
+}
+
+/* silu(v) = v sigmoid(v), and its derivative sigmoid(v) (1 + v (1 - sigmoid(v))). */
+static inline real silu(real v) { return v * sigmoid(v); }
+static inline real silu_slope(real v) { return sigmoid(v) * (1 + v * (1 - sigmoid(v))); }
+
+/* A sequence's state in a layer is (d_conv - 1 + d_state, d_inner): the inputs of the convolution that later positions still
+   need, oldest first, then h transposed, so that channels are contiguous. Layers read the state `from` and leave the
+   new one in `to` (the same place, or NULL: not wanted); ldstate is the distance of two sequences' states. */
+
+/* The input at position t, which for t < 0 is in the state. */
+static const real *conv_input(const real *x, size_t ldx, const real *from, int t, int d_inner, int d_conv) {
+    return t >= 0 ? x + t * ldx : from + (size_t)(d_conv - 1 + t) * d_inner;
+}
+
+enum { CONV_LANES = 2 * LANES };
+
+/* Causal convolution, a filter of its own for each channel, then SiLU; the last tap is the current position:
+   u_t = silu(s_t),     s_t = bias + sum_k w_k x_{t - (d_conv-1) + k}.
+   u: (batch, len, d_inner); x: the same with row stride ldx; w: (d_inner, d_conv); bias: (d_inner) or NULL */
+static void conv_forward(real *u, const real *x, size_t ldx, const real *w, const real *bias, const real *from, real *to,
+                         size_t ldstate, int batch, int len, int d_inner, int d_conv) {
+    int blocks = (d_inner + CONV_LANES - 1) / CONV_LANES;
+    PARALLEL_FOR
+    for (int i = 0; i < batch * blocks; i++) {
+        int b = i / blocks, d = i % blocks * CONV_LANES, width = min_int(CONV_LANES, d_inner - d);
+        const real *xb = x + (size_t)b * len * ldx + d, *fromb = from + b * ldstate + d;
+        real tap[MAX_CONV][CONV_LANES];
+        for (int k = 0; k < d_conv; k++)
+            for (int c = 0; c < width; c++) tap[k][c] = w[(size_t)(d + c) * d_conv + k];
+        for (int t = 0; t < len; t++) {
+            real s[CONV_LANES], *ut = u + ((size_t)b * len + t) * d_inner + d;
+            for (int c = 0; c < width; c++) s[c] = bias != NULL ? bias[d + c] : 0;
+            for (int k = 0; k < d_conv; k++) {
+                const real *xt = conv_input(xb, ldx, fromb, t - (d_conv - 1) + k, d_inner, d_conv);
+                for (int c = 0; c < width; c++) s[c] += tap[k][c] * xt[c];
+            }
+            for (int c = 0; c < width; c++) ut[c] = silu(s[c]);
+        }
+        for (int k = 0; to != NULL && k < d_conv - 1; k++)
+            memmove(to + b * ldstate + d + (size_t)k * d_inner,
+                    conv_input(xb, ldx, fromb, len - (d_conv - 1) + k, d_inner, d_conv), width * sizeof *to);
+    }
+}
+
+/* ds_t = du_t silu'(s_t),     dx_{t - (d_conv-1) + k} += w_k ds_t,     dw_k += ds_t x_{t - (d_conv-1) + k},     dbias += ds_t.
+   s is computed again rather than kept. dx has the row stride of x. */
+static void conv_backward(real *dx, real *dw, real *dbias, const real *du, const real *x, size_t ldx, const real *w, const real *bias,
+                          const real *from, size_t ldstate, int batch, int len, int d_inner, int d_conv) {
+    PARALLEL_FOR
+    for (int d = 0; d < d_inner; d += CONV_LANES) {
+        int width = min_int(CONV_LANES, d_inner - d);
+        real tap[MAX_CONV][CONV_LANES], dtap[MAX_CONV][CONV_LANES] = {{0}};
+        for (int k = 0; k < d_conv; k++)
+            for (int c = 0; c < width; c++) tap[k][c] = w[(size_t)(d + c) * d_conv + k];
+        for (int b = 0; b < batch; b++) {
+            const real *xb = x + (size_t)b * len * ldx + d, *fromb = from + b * ldstate + d;
+            real *dxb = dx + (size_t)b * len * ldx + d;
+            for (int t = 0; t < len; t++) {
+                const real *dut = du + ((size_t)b * len + t) * d_inner + d;
+                real s[CONV_LANES];
+                for (int c = 0; c < width; c++) s[c] = bias != NULL ? bias[d + c] : 0;
+                for (int k = 0; k < d_conv; k++) {
+                    const real *xt = conv_input(xb, ldx, fromb, t - (d_conv - 1) + k, d_inner, d_conv);
+                    for (int c = 0; c < width; c++) s[c] += tap[k][c] * xt[c];
+                }
+                for (int c = 0; c < width; c++) s[c] = dut[c] * silu_slope(s[c]); /* from here on ds */
+                for (int c = 0; c < width; c++) dxb[t * ldx + c] = 0;
+                for (int k = 0; k < d_conv; k++) {
+                    int source = t - (d_conv - 1) + k;
+                    const real *xt = conv_input(xb, ldx, fromb, source, d_inner, d_conv);
+                    for (int c = 0; c < width; c++) dtap[k][c] += s[c] * xt[c];
+                    for (int c = 0; source >= 0 && c < width; c++) dxb[source * ldx + c] += tap[k][c] * s[c];
+                }
+                for (int c = 0; dbias != NULL && c < width; c++) dbias[d + c] += s[c];
+            }
+        }
+        for (int k = 0; k < d_conv; k++)
+            for (int c = 0; c < width; c++) dw[(size_t)(d + c) * d_conv + k] += dtap[k][c];
+    }
+}
+
+/* Discretisation, first half: the step size delta = softplus(dt + dt_bias), in place.     delta: (rows, d_inner)
+   The second half, abar = exp(delta A) and Bbar = delta B, is inside the scan, which has no room to store either:
+   they would be d_state times as large as delta. */
+static void delta_forward(real *delta, const real *dt_bias, int rows, int d_inner) {
+    PARALLEL_FOR
+    for (int row = 0; row < rows; row++)
+        for (int i = 0; i < d_inner; i++) delta[(size_t)row * d_inner + i] = softplus(delta[(size_t)row * d_inner + i] + dt_bias[i]);
+}
+
+/* softplus' = sigmoid, and sigmoid(v) = 1 - exp(-softplus(v)); so, in place,
+   ddt = ddelta (1 - exp(-delta)),     ddt_bias += sum over rows of ddt. */
+static void delta_backward(real *ddelta, real *ddt_bias, const real *delta, int rows, int d_inner) {
+    PARALLEL_FOR
+    for (int row = 0; row < rows; row++)
+        for (size_t i = (size_t)row * d_inner; i < (size_t)(row + 1) * d_inner; i++) ddelta[i] *= 1 - exp_real(-delta[i]);
+    bias_backward(ddt_bias, ddelta, (size_t)d_inner, rows, d_inner);
+}
+
+/* Up to LANES channels from and to memory; lanes past the last channel are 0. */
+static inline void lanes_load(real *lane, const real *memory, int width) {
+    for (int c = 0; c < LANES; c++) lane[c] = c < width ? memory[c] : 0;
+}
+
+static inline void lanes_store(real *memory, const real *lane, int width) { memcpy(memory, lane, width * sizeof *memory); }
+
+/* A = -exp(A_log) of LANES channels from d on, a row of lanes per state.     A: (d_state, LANES); A_log: (d_inner, d_state) */
+static void lanes_A(real (*A)[LANES], const real *A_log, int d, int width, int d_state) {
+    for (int n = 0; n < d_state; n++)
+        for (int c = 0; c < LANES; c++) A[n][c] = c < width ? -exp_real(A_log[(size_t)(d + c) * d_state + n]) : 0;
+}
+
+/* Steps from one kept state to the next. Backward needs every h_t; keeping one in SCAN_CHUNK and computing the others
+   again stores d_state / SCAN_CHUNK reals per element of y where all of them would be d_state. */
+enum { SCAN_CHUNK = 16 };
+static int scan_chunks(int len) { return (len + SCAN_CHUNK - 1) / SCAN_CHUNK; }
+
+/* The selective scan (Eq. 2 with the B, C and delta of each position): for each channel d and state n
+   h_t = exp(delta_t A) h_{t-1} + delta_t B_t u_t,     y_t = sum_n C_t h_t + D u_t.
+   y, u, delta: (batch, len, d_inner); B, C: (batch, len, d_state), row stride ldbc; A_log: (d_inner, d_state); D: (d_inner);
+   kept: (batch, scan_chunks(len), d_state, d_inner), the state before each chunk, or NULL.     State: h, see above. */
+static void scan_forward(real *y, real *kept, const real *u, const real *delta, const real *B, const real *C, size_t ldbc,
+                         const real *A_log, const real *D, const real *from, real *to, size_t ldstate,
+                         int batch, int len, int d_inner, int d_state) {
+    int blocks = (d_inner + LANES - 1) / LANES, chunks = scan_chunks(len);
+    PARALLEL_FOR
+    for (int i = 0; i < batch * blocks; i++) {
+        int b = i / blocks, d = i % blocks * LANES, width = min_int(LANES, d_inner - d);
+        real A[MAX_STATE][LANES], h[MAX_STATE][LANES], D_lane[LANES];
+        lanes_A(A, A_log, d, width, d_state);
+        lanes_load(D_lane, D + d, width);
+        for (int n = 0; n < d_state; n++) lanes_load(h[n], from + b * ldstate + (size_t)n * d_inner + d, width);
+        for (int t = 0; t < len; t++) {
+            size_t row = (size_t)b * len + t;
+            const real *Bt = B + row * ldbc, *Ct = C + row * ldbc;
+            real ut[LANES], dt[LANES], yt[LANES];
+            lanes_load(ut, u + row * d_inner + d, width);
+            lanes_load(dt, delta + row * d_inner + d, width);
+            for (int n = 0; kept != NULL && t % SCAN_CHUNK == 0 && n < d_state; n++)
+                lanes_store(kept + (((size_t)b * chunks + t / SCAN_CHUNK) * d_state + n) * d_inner + d, h[n], width);
+            for (int c = 0; c < LANES; c++) yt[c] = D_lane[c] * ut[c];
+            for (int n = 0; n < d_state; n++)
+                for (int c = 0; c < LANES; c++) {
+                    h[n][c] = exp_real(dt[c] * A[n][c]) * h[n][c] + dt[c] * Bt[n] * ut[c];
+                    yt[c] += Ct[n] * h[n][c];
+                }
+            lanes_store(y + row * d_inner + d, yt, width);
+        }
+        for (int n = 0; to != NULL && n < d_state; n++) lanes_store(to + b * ldstate + (size_t)n * d_inner + d, h[n], width);
+    }
+}
+
+/* The sum over the lanes, as a tree: four additions deep. */
+static inline real fold_lanes(real *v) {
+    for (int half = LANES / 2; half > 0; half /= 2)
+        for (int c = 0; c < half; c++) v[c] += v[c + half];
+    return v[0];
+}
+
+/* One step of the recurrence for LANES channels, with abar kept: h_t = abar_t h_{t-1} + delta_t B_t u_t */
+static inline void scan_step(real (*h)[LANES], real (*abar)[LANES], real (*before)[LANES], const real *u, const real *delta,
+                             const real *B, real (*A)[LANES], int d_state) {
+    for (int n = 0; n < d_state; n++)
+        for (int c = 0; c < LANES; c++) {
+            abar[n][c] = exp_real(delta[c] * A[n][c]);
+            h[n][c] = abar[n][c] * before[n][c] + delta[c] * B[n] * u[c];
+        }
+}
+
+/* The step's backward; before, after: h_{t-1}, h_t. g comes in as abar_{t+1} g_{t+1} and leaves as abar_t g_t. Adds to du,
+   dA and the position's sums dB, dC; sets ddelta. */
+static inline void scan_step_backward(real (*g)[LANES], real *du, real *ddelta, real (*dA)[LANES], real *dB, real *dC, const real *dy,
+                                      real (*before)[LANES], real (*after)[LANES], real (*abar)[LANES], const real *u,
+                                      const real *delta, const real *B, const real *C, real (*A)[LANES], int d_state) {
+    for (int c = 0; c < LANES; c++) ddelta[c] = 0;
+    for (int n = 0; n < d_state; n++) {
+        real forB[LANES], forC[LANES];
+        for (int c = 0; c < LANES; c++) {
+            real gt = g[n][c] + C[n] * dy[c], q = gt * abar[n][c] * before[n][c]; /* q = dL/d(delta A) */
+            forC[c] = dy[c] * after[n][c];
+            forB[c] = gt * delta[c] * u[c];
+            du[c] += gt * delta[c] * B[n];
+            ddelta[c] += q * A[n][c] + gt * B[n] * u[c];
+            dA[n][c] += q * delta[c];
+            g[n][c] = gt * abar[n][c];
+        }
+        dB[n] += fold_lanes(forB);
+        dC[n] += fold_lanes(forC);
+    }
+}
+
+/* The blocks of LANES channels are dealt to at most SCAN_GROUPS groups, each with scratch and sums of dB, dC of its own,
+   whatever the number of threads: so the bits do not depend on it. */
+enum { SCAN_GROUPS = 16 };
+static int scan_groups(int d_inner) { return min_int(SCAN_GROUPS, (d_inner + LANES - 1) / LANES); }
+
+/* Reals that a group's scratch takes: h and abar of a chunk, A, dA and g. */
+static size_t scan_scratch(int d_state) { return (size_t)(2 * SCAN_CHUNK + 4) * d_state * LANES; }
+
+/* With g_t = dL/dh_t, over all that follows t, forward was h_t = abar_t h_{t-1} + delta_t B_t u_t and y_t = C_t h_t + D u_t, so
+   g_t = C_t dy_t + abar_{t+1} g_{t+1}                   the same recurrence, run backwards
+   dC_t = sum_d dy_t h_t,     dB_t = sum_d g_t delta_t u_t,     du_t = sum_n g_t delta_t B_t + D dy_t,     dD = sum_t dy_t u_t
+   ddelta_t = sum_n g_t (A abar_t h_{t-1} + B_t u_t),     dA = sum_t g_t delta_t abar_t h_{t-1},     dA_log = dA A.
+   part: (scan_groups, batch, len, 2 d_state); scratch: (scan_groups, scan_scratch); dB, dC have the row stride of B, C. */
+static void scan_backward(real *du, real *ddelta, real *dB, real *dC, real *dA_log, real *dD, real *part, real *scratch,
+                          const real *dy, const real *kept, const real *u, const real *delta, const real *B, const real *C,
+                          size_t ldbc, const real *A_log, const real *D, int batch, int len, int d_inner, int d_state) {
+    int blocks = (d_inner + LANES - 1) / LANES, groups = scan_groups(d_inner), chunks = scan_chunks(len);
+    size_t rows = (size_t)batch * len;
+    PARALLEL_FOR
+    for (int group = 0; group < groups; group++) {
+        real(*abar)[LANES] = (real(*)[LANES])(scratch + group * scan_scratch(d_state));
+        real(*h)[LANES] = abar + SCAN_CHUNK * d_state, (*A)[LANES] = h + (SCAN_CHUNK + 1) * d_state;
+        real(*dA)[LANES] = A + d_state, (*g)[LANES] = dA + d_state, *dBC = part + group * rows * 2 * d_state;
+        memset(dBC, 0, rows * 2 * d_state * sizeof *dBC);
+        for (int block = group; block < blocks; block += groups) {
+            int d = block * LANES, width = min_int(LANES, d_inner - d);
+            real D_lane[LANES], dD_lane[LANES] = {0};
+            lanes_A(A, A_log, d, width, d_state);
+            lanes_load(D_lane, D + d, width);
+            memset(dA, 0, d_state * sizeof *dA);
+            for (int b = 0; b < batch; b++) {
+                memset(g, 0, d_state * sizeof *g); /* abar_{t+1} g_{t+1}: nothing follows the last position */
+                for (int chunk = chunks - 1; chunk >= 0; chunk--) {
+                    int first = chunk * SCAN_CHUNK, steps = min_int(SCAN_CHUNK, len - first);
+                    for (int n = 0; n < d_state; n++)
+                        lanes_load(h[n], kept + (((size_t)b * chunks + chunk) * d_state + n) * d_inner + d, width);
+                    for (int s = 0; s < steps; s++) {
+                        size_t row = (size_t)b * len + first + s;
+                        real ut[LANES], dt[LANES];
+                        lanes_load(ut, u + row * d_inner + d, width);
+                        lanes_load(dt, delta + row * d_inner + d, width);
+                        scan_step(h + (s + 1) * d_state, abar + s * d_state, h + s * d_state, ut, dt, B + row * ldbc, A, d_state);
+                    }
+                    for (int s = steps - 1; s >= 0; s--) {
+                        size_t row = (size_t)b * len + first + s;
+                        real ut[LANES], dt[LANES], dyt[LANES], dut[LANES], ddt[LANES];
+                        lanes_load(ut, u + row * d_inner + d, width);
+                        lanes_load(dt, delta + row * d_inner + d, width);
+                        lanes_load(dyt, dy + row * d_inner + d, width);
+                        for (int c = 0; c < LANES; c++) dD_lane[c] += dyt[c] * ut[c], dut[c] = D_lane[c] * dyt[c];
+                        scan_step_backward(g, dut, ddt, dA, dBC + row * 2 * d_state, dBC + (row * 2 + 1) * d_state, dyt, h + s * d_state,
+                                           h + (s + 1) * d_state, abar + s * d_state, ut, dt, B + row * ldbc, C + row * ldbc, A, d_state);
+                        lanes_store(du + row * d_inner + d, dut, width);
+                        lanes_store(ddelta + row * d_inner + d, ddt, width);
+                    }
+                }
+            }
+            for (int c = 0; c < width; c++) dD[d + c] += dD_lane[c];
+            for (int n = 0; n < d_state; n++)
+                for (int c = 0; c < width; c++) dA_log[(size_t)(d + c) * d_state + n] += dA[n][c] * A[n][c];
+        }
+    }
+    PARALLEL_FOR
+    for (int row = 0; row < (int)rows; row++)
+        for (int n = 0; n < d_state; n++) {
+            real sumB = 0, sumC = 0;
+            for (int group = 0; group < groups; group++) {
+                sumB += part[(group * rows + row) * 2 * d_state + n];
+                sumC += part[(group * rows + row) * 2 * d_state + d_state + n];
+            }
+            dB[row * ldbc + n] = sumB, dC[row * ldbc + n] = sumC;
+        }
+}
+
+/* The gate: y silu(z).     out, y: (rows, d_inner); z: the same with row stride ldz */
+static void gate_forward(real *out, const real *y, const real *z, size_t ldz, int rows, int d_inner) {
+    PARALLEL_FOR
+    for (int row = 0; row < rows; row++)
+        for (int i = 0; i < d_inner; i++) out[(size_t)row * d_inner + i] = y[(size_t)row * d_inner + i] * silu(z[row * ldz + i]);
+}
+
+/* dy = dout silu(z) in place of dout,     dz = dout y silu'(z), row stride of z */
+static void gate_backward(real *dout, real *dz, const real *y, const real *z, size_t ldz, int rows, int d_inner) {
+    PARALLEL_FOR
+    for (int row = 0; row < rows; row++)
+        for (int i = 0; i < d_inner; i++) {
+            real *g = dout + (size_t)row * d_inner + i, v = z[row * ldz + i];
+            dz[row * ldz + i] = *g * y[(size_t)row * d_inner + i] * silu_slope(v);
+            *g *= silu(v);
+        }
+}
+
+/* 4. BLOCK AND MODEL ===========================================================================================
+
+       x --+-- RMSNorm -- in_proj --+-- x -- conv, SiLU -- u --+--------------------- scan -- y -- * -- out_proj -- + --
+           |                        |                          +-- x_proj --+-- B, C --'           |                |
+           |                        |                                       +-- dt_proj -- delta --'                |
+           |                        +-- z ------------------------------------------------- SiLU --'                |
+           +--------------------------------------------------------------------------------------------------------+  */
+
+/* What a block's forward leaves for its backward. x_proj's rows hold dt (dt_rank), B (d_state) and C (d_state), side by
+   side; the layers read them where they are. Not kept, because cheap to compute again: the normed input, the
+   convolution before SiLU, the gated output. */
+typedef struct {
+    real *input, *r, *xz, *u, *dbc, *delta, *y, *kept;
+} BlockActs;
+
+/* The activations of a model and, where it trains, the gradients of one layer's activations. Shapes are in acts_table. */
+typedef struct {
+    BlockActs *block;              /* n_layer when training, else 1, which all layers share */
+    real *x, *normed, *gated, *r, *zero_state, *logits, *losses;
+    real *dx, *dnormed, *dgated, *dxz, *du, *ddelta, *ddbc, *part, *scratch;
+} Acts;
+
+enum { HEAD_ROWS = 256 };          /* the head and the loss take so many rows at a time: logits are large */
+
+static size_t state_stride(const Config *c) { return (size_t)(c->d_conv - 1 + c->d_state) * c->d_inner; }
+static int dbc_width(const Config *c) { return c->dt_rank + 2 * c->d_state; }
+
+static void acts_table(Table *table, const Config *c, Acts *a, int batch, int len, int train) {
+    int rows = batch * len, D = c->d_model, E = c->d_inner, N = c->d_state;
+    for (int l = 0; l < (train ? c->n_layer : 1); l++) {
+        BlockActs *block = &a->block[l];
+        if (train) table_add(table, &block->input, "input", rows, D, 0);
+        table_add(table, &block->r, "r", rows, 0, 0);
+        table_add(table, &block->xz, "xz", rows, 2 * E, 0);
+        table_add(table, &block->u, "u", rows, E, 0);
+        table_add(table, &block->dbc, "dbc", rows, dbc_width(c), 0);
+        table_add(table, &block->delta, "delta", rows, E, 0);
+        table_add(table, &block->y, "y", rows, E, 0);
+        if (train) table_add(table, &block->kept, "kept", batch * scan_chunks(len), N, E);
+    }
+    table_add(table, &a->x, "x", rows, D, 0);
+    table_add(table, &a->normed, "normed", rows, D, 0);
+    table_add(table, &a->gated, "gated", rows, E, 0);
+    table_add(table, &a->r, "r", rows, 0, 0);
+    table_add(table, &a->zero_state, "zero_state", c->d_conv - 1 + N, E, 0);
+    table_add(table, &a->logits, "logits", HEAD_ROWS, c->vocab_size, 0);
+    table_add(table, &a->losses, "losses", HEAD_ROWS, 0, 0);
+    if (!train) return;
+    table_add(table, &a->dx, "dx", rows, D, 0);
+    table_add(table, &a->dnormed, "dnormed", rows, D, 0);
+    table_add(table, &a->dgated, "dgated", rows, E, 0);
+    table_add(table, &a->dxz, "dxz", rows, 2 * E, 0);
+    table_add(table, &a->du, "du", rows, E, 0);
+    table_add(table, &a->ddelta, "ddelta", rows, E, 0);
+    table_add(table, &a->ddbc, "ddbc", rows, dbc_width(c), 0);
+    table_add(table, &a->part, "part", scan_groups(E), rows, 2 * N);
+    table_add(table, &a->scratch, "scratch", scan_groups(E), (int)scan_scratch(N), 0);
+}
+
+/* out = x + mixer(RMSNorm(x)).     x, out: (batch, len, d_model), may be the same; state: see conv_forward */
+static void block_forward(real *out, const real *x, const BlockParams *p, BlockActs *k, Acts *a, const Config *c, const real *from,
+                          real *to, size_t ldstate, int batch, int len) {
+    int rows = batch * len, E = c->d_inner, R = c->dt_rank, N = c->d_state, W = dbc_width(c);
+    size_t conv = (size_t)(c->d_conv - 1) * E; /* where h begins in a state */
+    rmsnorm_forward(a->normed, k->r, x, p->norm, rows, c->d_model, c->norm_eps);
+    linear_forward(k->xz, a->normed, c->d_model, p->in_proj, p->in_bias, rows, c->d_model, 2 * E);
+    conv_forward(k->u, k->xz, 2 * E, p->conv, p->conv_bias, from, to, ldstate, batch, len, E, c->d_conv);
+    linear_forward(k->dbc, k->u, E, p->x_proj, NULL, rows, E, W);
+    linear_forward(k->delta, k->dbc, W, p->dt_proj, NULL, rows, R, E);
+    delta_forward(k->delta, p->dt_bias, rows, E);
+    scan_forward(k->y, k->kept, k->u, k->delta, k->dbc + R, k->dbc + R + N, W, p->A_log, p->D, from + conv,
+                 to != NULL ? to + conv : NULL, ldstate, batch, len, E, N);
+    gate_forward(a->gated, k->y, k->xz + E, 2 * E, rows, E);
+    linear_forward(a->normed, a->gated, E, p->out_proj, p->out_bias, rows, E, c->d_model);
+    add_forward(out, x, a->normed, (size_t)rows * c->d_model);
+}
+
+/* The steps of block_forward in reverse. a->dx comes in as the gradient of out and leaves as that of x. */
+static void block_backward(const BlockParams *g, const BlockParams *p, const BlockActs *k, Acts *a, const Config *c, int batch, int len) {
+    int rows = batch * len, E = c->d_inner, R = c->dt_rank, N = c->d_state, W = dbc_width(c);
+    gate_forward(a->gated, k->y, k->xz + E, 2 * E, rows, E);
+    linear_backward(a->dgated, g->out_proj, g->out_bias, a->dx, a->gated, E, p->out_proj, rows, E, c->d_model, 0);
+    gate_backward(a->dgated, a->dxz + E, k->y, k->xz + E, 2 * E, rows, E);
+    scan_backward(a->du, a->ddelta, a->ddbc + R, a->ddbc + R + N, g->A_log, g->D, a->part, a->scratch, a->dgated, k->kept, k->u,
+                  k->delta, k->dbc + R, k->dbc + R + N, W, p->A_log, p->D, batch, len, E, N);
+    delta_backward(a->ddelta, g->dt_bias, k->delta, rows, E);
+    linear_backward(a->ddbc, g->dt_proj, NULL, a->ddelta, k->dbc, W, p->dt_proj, rows, R, E, 0);
+    linear_backward(a->du, g->x_proj, NULL, a->ddbc, k->u, E, p->x_proj, rows, E, W, 1);
+    conv_backward(a->dxz, g->conv, g->conv_bias, a->du, k->xz, 2 * E, p->conv, p->conv_bias, a->zero_state, 0, batch, len, E, c->d_conv);
+    rmsnorm_forward(a->normed, k->r, k->input, p->norm, rows, c->d_model, c->norm_eps);
+    linear_backward(a->dnormed, g->in_proj, g->in_bias, a->dxz, a->normed, c->d_model, p->in_proj, rows, c->d_model, 2 * E, 0);
+    rmsnorm_backward(a->dx, g->norm, a->dnormed, k->input, k->r, p->norm, rows, c->d_model);
+}
+
+/* a->normed = what the head reads, from tokens (batch, len). state: (n_layer, batch, state_stride), updated; NULL: the
+   sequences start here and, where train, block inputs and states are kept for model_backward. */
+static void model_forward(Acts *a, const Params *p, const Config *c, const int *tokens, real *state, int batch, int len, int train) {
+    int rows = batch * len;
+    size_t stride = state_stride(c);
+    embedding_forward(train ? a->block[0].input : a->x, p->embedding, tokens, rows, c->d_model);
+    for (int l = 0; l < c->n_layer; l++) {
+        real *layer_state = state != NULL ? state + (size_t)l * batch * stride : NULL;
+        real *x = train ? a->block[l].input : a->x, *out = train && l + 1 < c->n_layer ? a->block[l + 1].input : a->x;
+        block_forward(out, x, &p->block[l], &a->block[train ? l : 0], a, c, state != NULL ? layer_state : a->zero_state, layer_state,
+                      state != NULL ? stride : 0, batch, len);
+    }
+    rmsnorm_forward(a->normed, a->r, a->x, p->norm_f, rows, c->d_model, c->norm_eps);
+}
+
+/* From a->dnormed, the gradient of what the head read, to the gradients g of all parameters before it. */
+static void model_backward(const Params *g, Acts *a, const Params *p, const Config *c, const int *tokens, int batch, int len) {
+    int rows = batch * len;
+    memset(a->dx, 0, (size_t)rows * c->d_model * sizeof *a->dx);
+    rmsnorm_backward(a->dx, g->norm_f, a->dnormed, a->x, a->r, p->norm_f, rows, c->d_model);
+    for (int l = c->n_layer - 1; l >= 0; l--) block_backward(&g->block[l], &p->block[l], &a->block[l], a, c, batch, len);
+    embedding_backward(g->embedding, a->dx, tokens, rows, c->d_model);
+}
+
+/* 5. LOSS AND OPTIMISER ======================================================================================== */
+
+/* Cross entropy of a row: loss = log(sum_j exp(logit_j)) - logit_target, in nats. Where dscale is not 0 the logits
+   become their gradient, dscale (softmax(logits) - one_hot(target)). A negative target has loss and gradient 0. */
+static real cross_entropy(real *logits, int target, int vocab_size, double dscale, int *correct) {
+    real top = logits[0], total, loss;
+    int best = 0;
+    for (int j = 1; j < vocab_size; j++)
+        if (logits[j] > top) top = logits[j], best = j;
+    *correct = best == target;
+    if (target < 0) {
+        if (dscale != 0) memset(logits, 0, vocab_size * sizeof *logits);
+        return 0;
+    }
+    loss = top - logits[target];
+    for (int j = 0; j < vocab_size; j++) logits[j] = exp_real(logits[j] - top);
+    total = (real)sum_of(logits, vocab_size);
+    if (dscale != 0) {
+        for (int j = 0; j < vocab_size; j++) logits[j] *= (real)dscale / total;
+        logits[target] -= (real)dscale;
+    }
+    return loss + (real)log(total);
+}
+
+/* Mean cross entropy of the head's logits over the targets >= 0. Where scale is not 0, a->dnormed and g->head receive
+   the gradient of scale times that. n_correct: how many targets have the largest logit, or NULL. */
+static double head_loss(Acts *a, const Params *g, const Params *p, const Config *c, const int *targets, int rows, double scale, long *n_correct) {
+    int n = 0, V = c->vocab_size, D = c->d_model;
+    double loss = 0;
+    if (n_correct != NULL) *n_correct = 0;
+    for (int r = 0; r < rows; r++) n += targets[r] >= 0;
+    for (int first = 0; first < rows; first += HEAD_ROWS) {
+        int part = min_int(HEAD_ROWS, rows - first), correct[HEAD_ROWS];
+        real *normed = a->normed + (size_t)first * D;
+        linear_forward(a->logits, normed, D, p->head, NULL, part, D, V);
+        PARALLEL_FOR
+        for (int r = 0; r < part; r++)
+            a->losses[r] = cross_entropy(a->logits + (size_t)r * V, targets[first + r], V, n > 0 ? scale / n : 0, &correct[r]);
+        for (int r = 0; r < part; r++) {
+            loss += a->losses[r];
+            if (n_correct != NULL) *n_correct += correct[r];
+        }
+        if (scale != 0)
+            linear_backward(a->dnormed + (size_t)first * D, g->head, NULL, a->logits, normed, D, p->head, part, D, V, 0);
+    }
+    return n > 0 ? loss / n : 0;
+}
+
+/* AdamW (decoupled weight decay), with gradients clipped to a norm first. */
+typedef struct {
+    double beta1, beta2, eps, weight_decay, clip; /* clip: largest norm of the whole gradient; 0: any */
+} AdamW;
+
+/* Linear warm-up over the first steps, then half a cosine from peak to floor at the last.     step: from 1 to total */
+static double learning_rate(long step, long warmup, long total, double peak, double floor) {
+    double way;
+    if (step <= warmup) return peak * (double)step / (double)warmup;
+    way = total > warmup ? (double)(step - warmup) / (double)(total - warmup) : 1;
+    return floor + (peak - floor) * 0.5 * (1 + cos(3.14159265358979323846 * (way < 1 ? way : 1)));
+}
+
+/* The norm of a flat array, summed in double, in pieces whose bounds do not depend on the threads. */
+static double norm_of(const real *v, size_t n) {
+    enum { PIECES = 64 };
+    double piece[PIECES], sum = 0;
+    PARALLEL_FOR
+    for (int i = 0; i < PIECES; i++) {
+        double lane[LANES] = {0};
+        for (size_t j = n / LANES * i / PIECES * LANES; j < n / LANES * (i + 1) / PIECES * LANES; j += LANES)
+            for (int c = 0; c < LANES; c++) lane[c] += (double)v[j + c] * v[j + c];
+        piece[i] = 0;
+        for (int c = 0; c < LANES; c++) piece[i] += lane[c];
+    }
+    for (int i = 0; i < PIECES; i++) sum += piece[i];
+    return sqrt(sum); /* a flat array's length is a multiple of 16, so there is no rest */
+}
+
+/* One step of AdamW over all parameters: with the gradient g, clipped,
+   m = beta1 m + (1 - beta1) g,     v = beta2 v + (1 - beta2) g^2,     w -= lr (mhat / (sqrt(vhat) + eps) + weight_decay w),
+   mhat and vhat being m and v over 1 - beta^step. Clears the gradients and returns their norm before clipping. */
+static double adamw_step(const Tensor *tensor, int n_tensor, real *weights, real *grads, real *moment1, real *moment2, size_t n_param,
+                         const AdamW *o, double lr, long step) {
+    double norm = norm_of(grads, n_param);
+    real clip = (real)(o->clip > 0 && norm > o->clip ? o->clip / norm : 1), rate = (real)lr, eps = (real)o->eps;
+    real beta1 = (real)o->beta1, beta2 = (real)o->beta2;
+    real unbias1 = (real)(1 / (1 - pow(o->beta1, (double)step))), unbias2 = (real)(1 / (1 - pow(o->beta2, (double)step)));
+    for (int i = 0; i < n_tensor; i++) {
+        real decay = (real)(tensor[i].decay ? o->weight_decay : 0);
+        real *w = weights + tensor[i].offset, *g = grads + tensor[i].offset;
+        real *m = moment1 + tensor[i].offset, *v = moment2 + tensor[i].offset;
+        long size = (long)tensor[i].size;
+        PARALLEL_FOR
+        for (long j = 0; j < size; j++) {
+            real gj = g[j] * clip;
+            m[j] = beta1 * m[j] + (1 - beta1) * gj;
+            v[j] = beta2 * v[j] + (1 - beta2) * gj * gj;
+            w[j] -= rate * (m[j] * unbias1 / ((real)sqrt(v[j] * unbias2) + eps) + decay * w[j]);
+            g[j] = 0;
+        }
+    }
+    return norm;
+}
+
+/* 6. GENERATION ================================================================================================ */
+
+/* How the next token is drawn from its logits. In this order:
+   1. Left out are ids from n_vocab on (rows that only pad the vocabulary), the id `banned`, and logits that are NaN.
+   2. repetition_penalty r: each id among the last penalty_window ones has its logit divided by r if positive, otherwise
+      multiplied by r, once however often it occurred.
+   3. temperature 0: the largest logit wins and the rest does not apply. Otherwise p = softmax(logit / temperature).
+   4. top_k: the k most probable are kept (0: all).
+   5. top_p: of those, the fewest, most probable first, whose share of the probability left after 4 reaches top_p.
+   6. min_p: of those, the ones at least min_p times as probable as the most probable one.
+   7. One is drawn in proportion to p, with one random number.
+   Of equal logits the lower id comes first. The logits are not changed. */
+typedef struct { double weight; real logit; int id; } Candidate;
+
+typedef struct {
+    double temperature, top_p, min_p, repetition_penalty;
+    int top_k, n_vocab, banned;    /* banned: an id that is never sampled, or -1 */
+    int penalty_window;
+    int *history;                  /* (penalty_window) ring of the last ids; the next goes to n_history % penalty_window */
+    int n_history;                 /* counts up to 2 * penalty_window, then on from penalty_window: no overflow */
+    uint64_t rng;
+    Candidate *candidate;          /* (vocab_size) scratch */
+} Sampler;
+
+/* Settings that change nothing (temperature 1, no filter); the caller then sets its own. */
+static int sampler_create(Sampler *s, int vocab_size, int penalty_window, uint64_t seed) {
+    memset(s, 0, sizeof *s);
+    s->temperature = s->top_p = s->repetition_penalty = 1;
+    s->n_vocab = vocab_size, s->banned = -1;
+    s->penalty_window = penalty_window, s->rng = seed;
+    s->history = (int *)allocate((size_t)penalty_window, sizeof(int));
+    s->candidate = (Candidate *)allocate((size_t)vocab_size, sizeof(Candidate));
+    return s->history == NULL || s->candidate == NULL ? -1 : 0;
+}
+
+static void sampler_free(Sampler *s) {
+    release(s->history);
+    release(s->candidate);
+    memset(s, 0, sizeof *s);
+}
+
+/* Notes an id for the repetition penalty. sample() does it for what it returns, the caller for a prompt. */
+static void sampler_accept(Sampler *s, int id) {
+    if (s->penalty_window == 0) return;
+    s->history[s->n_history % s->penalty_window] = id;
+    if (++s->n_history == 2 * s->penalty_window) s->n_history = s->penalty_window;
+}
+
+static int ranks_before(const Candidate *a, const Candidate *b) {
+    return a->logit > b->logit || (a->logit == b->logit && a->id < b->id);
+}
+
+/* In a heap each candidate ranks before its children 2i + 1 and 2i + 2; this lets heap[i] sink to its place. */
+static void heap_sink(Candidate *heap, int n, int i) {
+    Candidate sinking = heap[i];
+    for (int child; (child = 2 * i + 1) < n; i = child) {
+        if (child + 1 < n && ranks_before(&heap[child + 1], &heap[child])) child++;
+        if (!ranks_before(&heap[child], &sinking)) break;
+        heap[i] = heap[child];
+    }
+    heap[i] = sinking;
+}
+
+static void heap_build(Candidate *heap, int n) {
+    for (int i = n / 2 - 1; i >= 0; i--) heap_sink(heap, n, i);
+}
+
+/* Moves the first in rank behind the others: taking k of n costs O(n + k log n), no full sort. Returns its weight. */
+static double heap_take(Candidate *heap, int n) {
+    Candidate first = heap[0];
+    heap[0] = heap[n - 1];
+    heap[n - 1] = first;
+    heap_sink(heap, n - 1, 0);
+    return first.weight;
+}
+
+/* Fills s->candidate in the order of ids, after steps 1 and 2; returns how many there are. */
+static int sampler_candidates(Sampler *s, const real *logits) {
+    Candidate *c = s->candidate;
+    int n_held = s->n_history < s->penalty_window ? s->n_history : s->penalty_window, n = 0;
+    for (int id = 0; id < s->n_vocab; id++) c[id].logit = logits[id];
+    for (int i = 0; i < n_held; i++) {
+        int id = s->history[i];
+        if (id < 0 || id >= s->n_vocab) continue;
+        c[id].logit = (real)(logits[id] > 0 ? logits[id] / s->repetition_penalty : logits[id] * s->repetition_penalty);
+    }
+    for (int id = 0; id < s->n_vocab; id++) {
+        if (id == s->banned || isnan(c[id].logit)) continue;
+        c[n].logit = c[id].logit, c[n].id = id;
+        n++;
+    }
+    return n;
+}
+
+/* The next id, also noted in the history. If no logit is a number, 0. */
+static int sample(Sampler *s, const real *logits) {
+    Candidate *c = s->candidate;
+    int n = sampler_candidates(s, logits), best = 0, kept;
+    double total = 0, sum = 0, u;
+    real largest;
+    for (int i = 1; i < n; i++) {
+        if (c[i].logit > c[best].logit) best = i;
+    }
+    if (n == 0 || s->temperature == 0) {
+        int id = n == 0 ? 0 : c[best].id;
+        sampler_accept(s, id);
+        return id;
+    }
+    largest = c[best].logit;
+    if (s->top_k > 0 && s->top_k < n) {
+        heap_build(c, n);
+        for (kept = 0; kept < s->top_k; kept++) heap_take(c, n - kept);
+        c += n - kept, n = kept;
+    }
+    for (int i = 0; i < n; i++) { /* weight = p / (largest p); the test keeps infinity - infinity out */
+        c[i].weight = c[i].logit == largest ? 1 : exp(((double)c[i].logit - largest) / s->temperature);
+        total += c[i].weight;
+    }
+    if (s->top_p < 1) {
+        heap_build(c, n);
+        for (kept = 0; kept < n && (kept == 0 || sum < s->top_p * total); kept++) sum += heap_take(c, n - kept);
+        c += n - kept, n = kept;
+    }
+    total = 0, kept = 0;
+    for (int i = 0; i < n; i++) {
+        if (c[i].weight == 0 || c[i].weight < s->min_p) continue;
+        total += c[i].weight;
+        c[kept++] = c[i];
+    }
+    u = random_uniform(&s->rng) * total;
+    for (n = 0; n < kept - 1 && (u -= c[n].weight) >= 0; n++) { }
+    sampler_accept(s, c[n].id);
+    return c[n].id;
+}
+
+typedef enum { WEIGHTS, MOMENT1, MOMENT2, STATE } Which;
+
+/* A model on a device, with what it takes to run it and, if asked for, to train it: the one interface that train.c and
+   run.c use, so that they need not know where the model is. Every function returns 0, or -1 after fail(). */
+typedef struct {
+    const char *device;            /* "cpu" or "cuda" */
+    char description[128];
+    Config config;
+    void *self;
+
+    /* Adds the gradient of scale times the mean cross entropy over the targets >= 0. States start at zero.
+       tokens, targets: (batch, len) */
+    int (*gradient)(void *self, const int *tokens, const int *targets, int batch, int len, double scale);
+
+    /* One step of AdamW, counted from 1; clears the gradients. loss: the sum of scale times loss over the calls of gradient
+       since the last step; norm: of the gradient before clipping. Either may be NULL, so that a GPU need not wait. */
+    int (*update)(void *self, const AdamW *adamw, double lr, long step, double *loss, double *norm);
+
+    /* Feeds the streams as forward does, and gives the mean cross entropy over the targets >= 0 and how many of them have the
+       largest logit (or NULL). tokens, targets: (streams, len) */
+    int (*evaluate)(void *self, const int *tokens, const int *targets, int len, double *loss, long *n_correct);
+
+    /* Zero states for `batch` streams. */
+    int (*reset)(void *self, int batch);
+
+    /* Feeds every stream len >= 1 more tokens and holds the logits of its last position for generate. tokens: (streams, len);
+       logits: NULL, or (streams, vocab_size) of the last positions, or with all != 0 (streams, len, vocab_size) */
+    int (*forward)(void *self, const int *tokens, int len, real *logits, int all);
+
+    /* n times: samples every stream's next token from the held logits and feeds it. out: (streams, n); sampler: (streams) */
+    int (*generate)(void *self, int *out, int n, Sampler *sampler);
+
+    /* Copies a flat array from the device to the host (to_device 0) or back. WEIGHTS, MOMENT1, MOMENT2 lie as the parameter
+       table says; STATE is state_size() reals: (n_layer, streams, d_conv - 1 + d_state, d_inner), then the held logits. */
+    int (*copy)(void *self, Which which, real *host, int to_device);
+
+    void (*close)(void *self);
+} Backend;
+
+/* Reals in the state of `streams` streams: the same at every position, which is the point of a recurrent model. */
+static size_t state_size(const Config *c, int streams) {
+    return ((size_t)c->n_layer * state_stride(c) + (size_t)c->vocab_size) * streams;
+}
+
+/* The backend on the CPU. It works on the weights of the model that it was given, which must outlive it. */
+typedef struct {
+    Model model;
+    real *grads, *moment1, *moment2; /* NULL where it does not train */
+    Params g;
+    Acts acts;
+    real *acts_memory;
+    size_t acts_size;              /* reals there */
+    int batch, len, train;         /* what the activations are laid out for */
+    real *state, *held;            /* of the streams: as STATE says; the held logits are its end */
+    int streams, *next, *piece;    /* next: (streams) sampled tokens; piece: tokens and targets of a piece */
+    double loss;
+} Cpu;
+
+enum { PIECE_ROWS = 512 };         /* a prompt is fed in pieces of about so many rows, which bounds the activations */
+
+/* Lays out the activations for a batch, in more memory if they need more. */
+static int cpu_layout(Cpu *cpu, int batch, int len, int train) {
+    const Config *c = &cpu->model.config;
+    Table table = {NULL, 0, 0, NULL};
+    if (batch == cpu->batch && len == cpu->len && train == cpu->train) return 0;
+    if ((double)batch * len * (2.0 * c->d_inner + dbc_width(c)) > INT_MAX / 2.0)
+        return fail("batch %d x len %d is too large: use a smaller one", batch, len);
+    acts_table(&table, c, &cpu->acts, batch, len, train);
+    if (table.size > cpu->acts_size) {
+        release(cpu->acts_memory);
+        cpu->batch = 0, cpu->acts_size = 0;
+        cpu->acts_memory = (real *)allocate(table.size, sizeof(real));
+        if (cpu->acts_memory == NULL)
+            return fail("out of memory: batch %d x len %d needs %.0f MiB of activations; try a smaller batch", batch, len,
+                        table.size * sizeof(real) / 1048576.0);
+        cpu->acts_size = table.size;
+    }
+    memset(&table, 0, sizeof table);
+    table.base = cpu->acts_memory;
+    acts_table(&table, c, &cpu->acts, batch, len, train);
+    memset(cpu->acts.zero_state, 0, state_stride(c) * sizeof(real));
+    cpu->batch = batch, cpu->len = len, cpu->train = train;
+    return 0;
+}
+
+static int cpu_gradient(void *self, const int *tokens, const int *targets, int batch, int len, double scale) {
+    Cpu *cpu = (Cpu *)self;
+    const Config *c = &cpu->model.config;
+    assert(cpu->grads != NULL);
+    if (cpu_layout(cpu, batch, len, 1) != 0) return -1;
+    model_forward(&cpu->acts, &cpu->model.params, c, tokens, NULL, batch, len, 1);
+    cpu->loss += scale * head_loss(&cpu->acts, &cpu->g, &cpu->model.params, c, targets, batch * len, scale, NULL);
+    model_backward(&cpu->g, &cpu->acts, &cpu->model.params, c, tokens, batch, len);
+    return 0;
+}
+
+static int cpu_update(void *self, const AdamW *adamw, double lr, long step, double *loss, double *norm) {
+    Cpu *cpu = (Cpu *)self;
+    Model *m = &cpu->model;
+    double before = adamw_step(m->tensor, m->n_tensor, m->weights, cpu->grads, cpu->moment1, cpu->moment2, m->n_param, adamw, lr, step);
+    if (loss != NULL) *loss = cpu->loss;
+    if (norm != NULL) *norm = before;
+    cpu->loss = 0;
+    return 0;
+}
+
+static int cpu_reset(void *self, int streams) {
+    Cpu *cpu = (Cpu *)self;
+    const Config *c = &cpu->model.config;
+    if (streams != cpu->streams) {
+        release(cpu->state);
+        release(cpu->next);
+        cpu->streams = 0;
+        cpu->state = (real *)allocate(state_size(c, streams), sizeof(real));
+        cpu->next = (int *)allocate((size_t)streams * 3 + 2 * PIECE_ROWS, sizeof(int));
+        if (cpu->state == NULL || cpu->next == NULL) return -1;
+        cpu->piece = cpu->next + streams;
+        cpu->streams = streams;
+        cpu->held = cpu->state + (size_t)c->n_layer * streams * state_stride(c);
+    }
+    memset(cpu->state, 0, state_size(c, streams) * sizeof(real));
+    return 0;
+}
+
+/* Feeds tokens (streams, len) piece by piece. loss: NULL, or targets are compared; logits: NULL, or the last or all. */
+static int cpu_feed(Cpu *cpu, const int *tokens, const int *targets, int len, real *logits, int all, double *loss, long *n_correct) {
+    const Config *c = &cpu->model.config;
+    const Params *p = &cpu->model.params;
+    Acts *a = &cpu->acts;
+    int streams = cpu->streams, D = c->d_model, V = c->vocab_size, step = PIECE_ROWS / streams > 1 ? PIECE_ROWS / streams : 1;
+    double sum = 0;
+    long n = 0, right = 0;
+    for (int first = 0; first < len; first += step) {
+        int part = min_int(step, len - first), *ids = cpu->piece, *wanted = ids + streams * part;
+        if (cpu_layout(cpu, streams, part, 0) != 0) return -1;
+        for (int b = 0; b < streams; b++) {
+            memcpy(ids + b * part, tokens + (size_t)b * len + first, part * sizeof *ids);
+            if (loss != NULL) memcpy(wanted + b * part, targets + (size_t)b * len + first, part * sizeof *ids);
+        }
+        model_forward(a, p, c, ids, cpu->state, streams, part, 0);
+        if (loss != NULL) {
+            long n_part = 0, right_part;
+            for (int r = 0; r < streams * part; r++) n_part += wanted[r] >= 0;
+            sum += n_part * head_loss(a, NULL, p, c, wanted, streams * part, 0, &right_part);
+            n += n_part, right += right_part;
+        }
+        for (int b = 0; logits != NULL && all && b < streams; b++)
+            linear_forward(logits + ((size_t)b * len + first) * V, a->normed + (size_t)b * part * D, D, p->head, NULL, part, D, V);
+        if (first + part == len) /* the last positions are part rows apart */
+            linear_forward(cpu->held, a->normed + (size_t)(part - 1) * D, (size_t)part * D, p->head, NULL, streams, D, V);
+    }
+    if (logits != NULL && !all) memcpy(logits, cpu->held, (size_t)streams * V * sizeof *logits);
+    if (loss != NULL) *loss = n > 0 ? sum / n : 0;
+    if (n_correct != NULL) *n_correct = right;
+    return 0;
+}
+
+static int cpu_forward(void *self, const int *tokens, int len, real *logits, int all) {
+    return cpu_feed((Cpu *)self, tokens, NULL, len, logits, all, NULL, NULL);
+}
+
+static int cpu_evaluate(void *self, const int *tokens, const int *targets, int len, double *loss, long *n_correct) {
+    return cpu_feed((Cpu *)self, tokens, targets, len, NULL, 0, loss, n_correct);
+}
+
+static int cpu_generate(void *self, int *out, int n, Sampler *sampler) {
+    Cpu *cpu = (Cpu *)self;
+    for (int i = 0; i < n; i++) {
+        int *next = cpu->next;
+        for (int b = 0; b < cpu->streams; b++)
+            next[b] = out[(size_t)b * n + i] = sample(&sampler[b], cpu->held + (size_t)b * cpu->model.config.vocab_size);
+        if (cpu_feed(cpu, next, NULL, 1, NULL, 0, NULL, NULL) != 0) return -1;
+    }
+    return 0;
+}
+
+static int cpu_copy(void *self, Which which, real *host, int to_device) {
+    Cpu *cpu = (Cpu *)self;
+    real *array[] = {cpu->model.weights, cpu->moment1, cpu->moment2, cpu->state};
+    size_t n = which == STATE ? state_size(&cpu->model.config, cpu->streams) : cpu->model.n_param;
+    assert(array[which] != NULL);
+    if (to_device) memcpy(array[which], host, n * sizeof(real));
+    else memcpy(host, array[which], n * sizeof(real));
+    return 0;
+}
+
+static void cpu_close(void *self) {
+    Cpu *cpu = (Cpu *)self;
+    release(cpu->grads);
+    release(cpu->moment1);
+    release(cpu->moment2);
+    release(cpu->g.block);
+    release(cpu->acts.block);
+    release(cpu->acts_memory);
+    release(cpu->state);
+    release(cpu->next);
+    release(cpu);
+}
+
+/* Opens the backend; threads: 0 for as many as the machine has; train: with gradients and moments. */
+static int cpu_backend(Backend *backend, const Model *m, int threads, int train) {
+    Cpu *cpu = (Cpu *)allocate(1, sizeof *cpu);
+    const Config *c = &m->config;
+    Table table = {NULL, 0, 0, NULL};
+    int failed;
+    if (cpu == NULL) return -1;
+    cpu->model = *m;
+    cpu->acts.block = (BlockActs *)allocate((size_t)c->n_layer, sizeof *cpu->acts.block);
+    failed = cpu->acts.block == NULL;
+    if (train && !failed) {
+        cpu->grads = (real *)allocate(m->n_param, sizeof(real));
+        cpu->moment1 = (real *)allocate(m->n_param, sizeof(real));
+        cpu->moment2 = (real *)allocate(m->n_param, sizeof(real));
+        cpu->g.block = (BlockParams *)allocate((size_t)c->n_layer, sizeof *cpu->g.block);
+        failed = cpu->grads == NULL || cpu->moment1 == NULL || cpu->moment2 == NULL || cpu->g.block == NULL;
+        table.base = cpu->grads;
+        if (!failed) params_table(&table, c, &cpu->g);
+    }
+    if (failed || cpu_reset(cpu, 1) != 0) {
+        cpu_close(cpu);
+        return -1;
+    }
+#ifdef _OPENMP
+    if (threads > 0) omp_set_num_threads(threads);
+    threads = omp_get_max_threads();
+#else
+    threads = 1;
+#endif
+    memset(backend, 0, sizeof *backend);
+    backend->device = "cpu";
+    snprintf(backend->description, sizeof backend->description, "cpu, %d thread%s", threads, threads == 1 ? "" : "s");
+    backend->config = *c, backend->self = cpu;
+    backend->gradient = cpu_gradient, backend->update = cpu_update, backend->evaluate = cpu_evaluate, backend->reset = cpu_reset;
+    backend->forward = cpu_forward, backend->generate = cpu_generate, backend->copy = cpu_copy, backend->close = cpu_close;
+    return 0;
 }
