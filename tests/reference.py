@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Reference data from Hugging Face Transformers' MambaForCausalLM, for test_reference.c. Running the tests needs neither
-this script nor Python; it is here so that the committed fixtures can be made again.
+"""Reference data from Hugging Face Transformers' MambaForCausalLM, for test_reference.c. Running the tests needs
+neither this script nor Python; it is here so that the committed fixtures can be made again.
 
     reference.py                 writes tests/fixtures/NAME/ for every NAME below
     reference.py --check DIR...  loads checkpoints that ./train wrote, compares logits with ./run's, and records the
@@ -172,8 +172,8 @@ def check(where, run):
         theirs = model.eval()(ids[None], use_cache=False).logits[0]
     relative = difference(ours, theirs)
     assert relative < 1e-4, f"{where}: logits differ by {relative:.1e} of the largest"
-    return (f"{Path(where).name}: {model.num_parameters()} parameters, vocab_size {c.vocab_size}, hidden_size {c.hidden_size}, "
-            f"{c.num_hidden_layers} layers, state_size {c.state_size}, conv_kernel {c.conv_kernel}, expand {c.expand}, "
+    return (f"{Path(where).name}: {model.num_parameters()} parameters, vocab_size {c.vocab_size}, "
+            f"hidden_size {c.hidden_size}, {c.num_hidden_layers} layers, state_size {c.state_size}, conv_kernel {c.conv_kernel}, expand {c.expand}, "
             f"time_step_rank {c.time_step_rank}, use_bias {c.use_bias}, tied {c.tie_word_embeddings}: "
             f"no missing or unexpected key; logits of {len(ids)} ids differ by at most "
             f"{(ours - theirs).abs().max():.1e}, {relative:.1e} of the largest")
