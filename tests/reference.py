@@ -173,9 +173,9 @@ def check(where, run):
     relative = difference(ours, theirs)
     assert relative < 1e-4, f"{where}: logits differ by {relative:.1e} of the largest"
     return (f"{Path(where).name}: {model.num_parameters()} parameters, vocab_size {c.vocab_size}, "
-            f"hidden_size {c.hidden_size}, {c.num_hidden_layers} layers, state_size {c.state_size}, conv_kernel {c.conv_kernel}, expand {c.expand}, "
-            f"time_step_rank {c.time_step_rank}, use_bias {c.use_bias}, tied {c.tie_word_embeddings}: "
-            f"no missing or unexpected key; logits of {len(ids)} ids differ by at most "
+            f"hidden_size {c.hidden_size}, {c.num_hidden_layers} layers, state_size {c.state_size}, "
+            f"conv_kernel {c.conv_kernel}, expand {c.expand}, time_step_rank {c.time_step_rank}, "
+            f"use_bias {c.use_bias}, tied {c.tie_word_embeddings}: no missing or unexpected key; logits of {len(ids)} ids differ by at most "
             f"{(ours - theirs).abs().max():.1e}, {relative:.1e} of the largest")
 
 
@@ -188,8 +188,9 @@ def main():
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     if args.check:
-        lines = [f"Written by ./train, loaded by Transformers {transformers.__version__} (PyTorch {torch.__version__}), "
-                 "fp32 on a CPU:"] + [check(where, args.run) for where in args.check]
+        versions = f"Transformers {transformers.__version__} (PyTorch {torch.__version__})"
+        lines = [f"Written by ./train, loaded by {versions}, fp32 on a CPU:"]
+        lines += [check(where, args.run) for where in args.check]
         RECORD.write_text("\n".join(lines) + "\n")
         print(RECORD.read_text(), end="")
         return
