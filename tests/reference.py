@@ -175,8 +175,8 @@ def check(where, run):
     return (f"{Path(where).name}: {model.num_parameters()} parameters, vocab_size {c.vocab_size}, "
             f"hidden_size {c.hidden_size}, {c.num_hidden_layers} layers, state_size {c.state_size}, "
             f"conv_kernel {c.conv_kernel}, expand {c.expand}, time_step_rank {c.time_step_rank}, "
-            f"use_bias {c.use_bias}, tied {c.tie_word_embeddings}: no missing or unexpected key; logits of {len(ids)} ids differ by at most "
-            f"{(ours - theirs).abs().max():.1e}, {relative:.1e} of the largest")
+            f"use_bias {c.use_bias}, tied {c.tie_word_embeddings}: no missing or unexpected key; "
+            f"logits of {len(ids)} ids differ by at most {(ours - theirs).abs().max():.1e}, {relative:.1e} of the largest")
 
 
 def main():
