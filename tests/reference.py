@@ -176,7 +176,8 @@ def check(where, run):
             f"hidden_size {c.hidden_size}, {c.num_hidden_layers} layers, state_size {c.state_size}, "
             f"conv_kernel {c.conv_kernel}, expand {c.expand}, time_step_rank {c.time_step_rank}, "
             f"use_bias {c.use_bias}, tied {c.tie_word_embeddings}: no missing or unexpected key; "
-            f"logits of {len(ids)} ids differ by at most {(ours - theirs).abs().max():.1e}, {relative:.1e} of the largest")
+            f"logits of {len(ids)} ids differ by at most {(ours - theirs).abs().max():.1e}, "
+            f"{relative:.1e} of the largest")
 
 
 def main():
