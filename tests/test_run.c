@@ -1,0 +1,496 @@
+/* Drives ./run from outside over a small model that it makes: what is printed, what is refused. Its parts that can be
+   tested alone (the UTF-8 stream, cutting a file into blocks) are included, under another name for main.
+   SPDX-License-Identifier: MIT */
+#define main run_main
+#include "../run.c"
+#undef main
+#include "check.h"
+
+#include <sys/stat.h>
+#include <sys/wait.h>
+
+static char work[] = "/tmp/mamba-test-XXXXXX"; /* a directory of our own */
+static char program[4096] = "./run";
+
+/* What a command printed. `status` is its exit status; `error` the first 1000 bytes of standard error. */
+typedef struct { Text out; char error[1000]; int status; } Result;
+
+static char *slurp(const char *name, size_t *n) {
+    char path[4096];
+    snprintf(path, sizeof path, "%s/%s", work, name);
+    return read_file(path, n);
+}
+
+static void spit(const char *name, const char *data, size_t n) {
+    char path[4096];
+    snprintf(path, sizeof path, "%s/%s", work, name);
+    CHECK(write_file(path, data, n) == 0);
+}
+
+static void expand(char *to, const char *from) {
+    for (; *from != '\0'; from++) {
+        if (*from == '@') to += sprintf(to, "%s", work);
+        else *to++ = *from;
+    }
+    *to = '\0';
+}
+
+static void shell(const char *text) {
+    char command[4096];
+    expand(command, text);
+    CHECK(system(command) == 0);
+}
+
+/* Runs ./run with arguments for the shell, in which @ stands for the directory; input is /dev/null unless they say so. */
+static Result run(const char *arguments) {
+    Result r;
+    char command[16384], *end;
+    FILE *pipe;
+    size_t n;
+    memset(&r, 0, sizeof r);
+    n = (size_t)snprintf(command, sizeof command, "</dev/null 2>%s/error %s ", work, program);
+    expand(command + n, arguments);
+    pipe = popen(command, "r");
+    CHECK(pipe != NULL && read_all(pipe, command, &r.out) == 0 && text_add(&r.out, "", 1) == 0);
+    r.status = pclose(pipe);
+    r.status = WIFEXITED(r.status) ? WEXITSTATUS(r.status) : -1;
+    r.out.n--;
+    end = slurp("error", &n);
+    snprintf(r.error, sizeof r.error, "%s", end != NULL ? end : "");
+    release(end);
+    return r;
+}
+
+static void done(Result *r) { free(r->out.data); }
+
+/* Runs and expects success and this output. */
+static void expect(const char *arguments, const char *output) {
+    Result r = run(arguments);
+    CHECK(r.status == 0);
+    CHECK(strcmp(r.out.data, output) == 0);
+    if (r.status != 0 || strcmp(r.out.data, output) != 0)
+        printf("  run %s\n  printed '%s', expected '%s'\n  %s\n", arguments, r.out.data, output, r.error);
+    done(&r);
+}
+
+/* Runs and expects exit status 1 and one line on standard error that holds both words. */
+static void refuses(const char *arguments, const char *word1, const char *word2) {
+    Result r = run(arguments);
+    size_t n = strlen(r.error);
+    int ok = r.status == 1 && r.out.n == 0 && n > 1 && strchr(r.error, '\n') == r.error + n - 1 && strstr(r.error, word1) != NULL &&
+             strstr(r.error, word2) != NULL;
+    CHECK(ok);
+    if (!ok) printf("  run %s\n  exit %d, said: %s\n", arguments, r.status, r.error);
+    done(&r);
+}
+
+/* The model: bytes and the end of text, a vocabulary padded with ids that would be likely if they were not barred. */
+enum { VOCAB = 264, N_VOCAB = 257 };
+
+static Config small_config(void) {
+    Config c;
+    memset(&c, 0, sizeof c);
+    c.vocab_size = VOCAB, c.d_model = 16, c.n_layer = 2, c.d_state = 4, c.d_conv = 4, c.expand = 2, c.dt_rank = 2, c.d_inner = 32;
+    c.conv_bias = c.tied = 1, c.norm_eps = 1e-5;
+    return c;
+}
+
+static void make_model(const char *name, uint64_t seed) {
+    char path[4096];
+    Config c = small_config();
+    Model m;
+    Tokenizer t;
+    memset(&t, 0, sizeof t);
+    snprintf(path, sizeof path, "%s/%s", work, name);
+    CHECK(mkdir(path, 0777) == 0 && model_create(&m, &c) == 0);
+    model_init(&m, seed);
+    for (int i = 0; i < VOCAB * c.d_model; i++) m.params.embedding[i] *= 20; /* so that the logits differ from each other */
+    for (int i = N_VOCAB * c.d_model; i < VOCAB * c.d_model; i++) m.params.embedding[i] *= 5;
+    CHECK(model_save(&m, path) == 0);
+    snprintf(path, sizeof path, "%s/%s/tokenizer.bin", work, name);
+    CHECK(tokenizer_bytes(&t) == 0 && tokenizer_save(&t, path) == 0);
+    tokenizer_free(&t);
+    model_free(&m);
+}
+
+/* However a text is cut into pieces, what comes out is the text, and each output ends where a character does. */
+static void test_utf8(void) {
+    const char text[] = "a\xC3\xA9z\xE2\x82\xAC\xF0\x9F\x90\x8D\xED\x9F\xBF\xEE\x80\x80\xF4\x8F\xBF\xBF.";
+    const char invalid[] = "\xC3(\xFF\xE2\x82(\x80\x80\x80\x80\xF0\x9F\xC0\xAF\xED\xA0\x80\xF8\x88\xC3";
+    const char *const whole[] = {"", "a", "\xC3\xA9", "\xE2\x82\xAC", "\xF0\x9F\x90\x8D", "\x80", "\xA9\xA9\xA9\xA9", "\xC0", "\xC1", "\xF5",
+                                 "\xFF", "\xE0\x80", "\xED\xA0", "\xF0\x80", "\xF4\x90", "\xC3\xA9\xA9", "\xE2\x28"};
+    const char *const begun[] = {"\xC3", "\xE2", "\xE2\x82", "\xF0", "\xF0\x9F", "\xF0\x9F\x90", "\xE0\xA0", "\xED\x9F", "\xF4\x8F"};
+    size_t n = sizeof text - 1;
+    for (size_t i = 0; i < sizeof whole / sizeof *whole; i++) CHECK(utf8_complete(whole[i], strlen(whole[i])) == strlen(whole[i]));
+    for (size_t i = 0; i < sizeof begun / sizeof *begun; i++) CHECK(utf8_complete(begun[i], strlen(begun[i])) == 0);
+    for (unsigned split = 0; split < 1u << (n - 1); split += 1 + split % 7) { /* bit i: cut after byte i */
+        Stream s;
+        size_t from = 0, said = 0;
+        int ok = 1;
+        memset(&s, 0, sizeof s);
+        for (size_t i = 0; i < n; i++) {
+            if (i + 1 < n && !(split >> i & 1)) continue;
+            ok &= stream_put(&s, text + from, i + 1 - from, "") == 0;
+            ok &= s.out.n == n || (text[s.out.n] & 0xC0) != 0x80; /* the next byte begins a character */
+            ok &= s.out.n + s.held.n == i + 1 && s.held.n < 4 && s.out.n >= said;
+            from = i + 1, said = s.out.n;
+        }
+        ok &= s.out.n == n && memcmp(s.out.data, text, n) == 0;
+        if (!ok || split < 8) CHECK(ok);
+        free(s.out.data), free(s.held.data);
+    }
+    for (size_t cut = 0; cut < sizeof invalid; cut++) {
+        Stream s;
+        memset(&s, 0, sizeof s);
+        CHECK(stream_put(&s, invalid, cut, "") == 0 && stream_put(&s, invalid + cut, sizeof invalid - 1 - cut, "") == 0);
+        CHECK(s.held.n == 1 && stream_flush(&s, s.held.n) == 0); /* the last byte could begin a character */
+        CHECK(s.out.n == sizeof invalid - 1 && memcmp(s.out.data, invalid, s.out.n) == 0);
+        free(s.out.data), free(s.held.data);
+    }
+}
+
+/* The stop text in all its places, however the text is cut: never even partly printed. */
+static void test_stop(void) {
+    const struct { const char *text, *stop, *out; } cases[] = {
+        {"one. two", ". ", "one"}, {"aaab", "aab", "a"}, {"abababac", "ababac", "ab"}, {"the end", "end", "the "}, {"xyz", "x", ""},
+        {"\xC3\xA9\xE2\x82\xAC!", "\xE2\x82\xAC", "\xC3\xA9"}, {"no such", "suck", "no such"}, {"almos", "most", "almos"},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        size_t n = strlen(cases[i].text), length = strlen(cases[i].out);
+        for (unsigned split = 0; split < 1u << (n - 1); split++) {
+            Stream s;
+            size_t from = 0;
+            int stopped = 0, ok = 1;
+            memset(&s, 0, sizeof s);
+            for (size_t k = 0; k < n && !stopped; k++) {
+                if (k + 1 < n && !(split >> k & 1)) continue;
+                stopped = stream_put(&s, cases[i].text + from, k + 1 - from, cases[i].stop);
+                ok &= s.out.n <= length && strncmp(s.out.n > 0 ? s.out.data : "", cases[i].out, s.out.n) == 0;
+                from = k + 1;
+            }
+            if (!stopped) ok &= stream_flush(&s, s.held.n) == 0;
+            ok &= s.out.n == length && stopped == (length < n);
+            if (!ok || split == 0) CHECK(ok);
+            free(s.out.data), free(s.held.data);
+        }
+    }
+}
+
+static void test_output(void) {
+    Result a, b;
+    size_t n;
+    char *file;
+    expect("@/m -p 'Hello' -n 0", "Hello");
+    expect("@/m -p 'Hello' -n 0 --no-echo", "");
+    expect("@/m -n 0 --ids '1 2 3'", "");
+    expect("--help | head -c 5", "./run");
+    spit("prompt", "from a file\n", 12);
+    expect("@/m -f @/prompt -n 0", "from a file\n");
+    expect("@/m -n 0 < @/prompt", "from a file");
+    a = run("@/m -p 'Once' -n 40 --seed 3"), b = run("@/m -p 'Once' -n 40 --seed 3");
+    CHECK(a.status == 0 && a.out.n > 4 && a.out.n == b.out.n && memcmp(a.out.data, b.out.data, a.out.n) == 0);
+    CHECK(strstr(a.error, "tokens/s") != NULL);
+    done(&b);
+    b = run("@/m -p 'Once' -n 40 --seed 4");
+    CHECK(a.out.n != b.out.n || memcmp(a.out.data, b.out.data, a.out.n) != 0);
+    done(&a), done(&b);
+    a = run("@/m -n 300 --top-p 1 --temperature 5 --ids '5' --seed 1 --ignore-eos"); /* padding would come up */
+    {
+        int *ids = NULL, in_range = 1, some_end = 0;
+        long count = parse_ids(a.out.data, "output", VOCAB, &ids);
+        CHECK(count == 300 && a.out.data[a.out.n - 1] == '\n');
+        for (long i = 0; i < count; i++) in_range &= ids[i] < N_VOCAB, some_end |= ids[i] == 0;
+        CHECK(in_range && some_end); /* goes on after the end of text */
+        release(ids);
+    }
+    done(&a);
+    a = run("@/m -n -1 --top-p 1 --temperature 5 --ids '5' --seed 1"); /* without a limit it ends with the end of text, id 0 */
+    CHECK(a.status == 0 && a.out.n > 2 && strcmp(a.out.data + a.out.n - 3, " 0\n") == 0);
+    done(&a);
+    a = run("@/m -n 20 --temperature 0"), b = run("@/m -n 20 --temperature 0 -p ''"); /* no prompt: starts from the end of text */
+    CHECK(a.status == 0 && strcmp(a.out.data, b.out.data) == 0);
+    done(&a), done(&b);
+    a = run("@/m -n 20 --temperature 0 --ids ''"), b = run("@/m -n 20 --temperature 0 --ids 0");
+    CHECK(a.status == 0 && strcmp(a.out.data, b.out.data) == 0);
+    done(&a), done(&b);
+    a = run("@/untokenized -n 5 --ids '3, 1 4'"); /* needs no tokenizer */
+    CHECK(a.status == 0 && a.out.n > 5);
+    done(&a);
+    spit("bytes", "tab\t\xC3\xA9\n<|endoftext|>\\", 21);
+    expect("@/m --encode @/bytes", "117\tt\n98\ta\n99\tb\n10\t\\t\n196\t\\xc3\n170\t\\xa9\n11\t\\n\n0\t<|endoftext|>\n93\t\\x5c\n");
+    a = run("@/m --encode @/bytes | cut -f 1 > @/ids");
+    done(&a);
+    a = run("@/m --decode @/ids > @/decoded");
+    file = slurp("decoded", &n);
+    CHECK(a.status == 0 && n == 21 && memcmp(file, "tab\t\xC3\xA9\n<|endoftext|>\\", 21) == 0);
+    release(file);
+    done(&a);
+}
+
+/* Two runs, the second from where the first left off, print what one run does; also in the middle of a character. */
+static void test_state(void) {
+    char command[500];
+    for (int n = 0; n <= 30; n += 5) {
+        Result all = run("@/m -p 'Once upon' -n 60 --seed 9 --repetition-penalty 1.2 --top-p 1 --ignore-eos"), first, second;
+        snprintf(command, sizeof command, "@/m -p 'Once upon' -n %d --seed 9 --repetition-penalty 1.2 --top-p 1 --ignore-eos --save-state @/state", n);
+        first = run(command);
+        snprintf(command, sizeof command, "@/m -p '' -n %d --repetition-penalty 1.2 --top-p 1 --ignore-eos --load-state @/state", 60 - n);
+        second = run(command);
+        CHECK(first.status == 0 && second.status == 0 && first.out.n + second.out.n == all.out.n);
+        CHECK(first.out.n <= all.out.n && memcmp(first.out.data, all.out.data, first.out.n) == 0);
+        CHECK(first.out.n + second.out.n == all.out.n && memcmp(second.out.data, all.out.data + first.out.n, second.out.n) == 0);
+        done(&all), done(&first), done(&second);
+    }
+    {   /* reading in two goes is reading in one; the snake's bytes are cut in two */
+        Result all = run("@/m -p 'One two \xF0\x9F\x90\x8D' -n 30 --seed 2"), part = run("@/m -p 'One two \xF0\x9F' -n 0 --save-state @/state");
+        Result rest = run("@/m -p '\x90\x8D' -n 30 --seed 2 --load-state @/state");
+        CHECK(part.out.n == 8 && part.out.n + rest.out.n == all.out.n && memcmp(rest.out.data, all.out.data + 8, rest.out.n) == 0);
+        done(&all), done(&part), done(&rest);
+    }
+    refuses("@/other -p x -n 1 --load-state @/state", "state", "model is");
+    refuses("@/m -p x -n 1 --load-state @/m/tokenizer.bin", "tokenizer.bin", "");
+    refuses("@/m -p x -n 1 --load-state @/m/model.safetensors", "model.safetensors", "");
+    refuses("@/m -p x -n 1 --load-state @/none", "none", "No such file");
+    shell("cd @ && head -c 3000 state > short && cat state state > long");
+    refuses("@/m -p x -n 1 --load-state @/short", "short", "");
+    refuses("@/m -p x -n 1 --load-state @/long", "long", "");
+    refuses("@/m -p x -n 1 --save-state @/none/state > /dev/null", "none/state", "No such file");
+}
+
+/* --logits has the logits of each position, as found by feeding one token at a time. */
+static void test_logits(void) {
+    const char text[] = "The quick brown fox jumps over the lazy dog, 1234567890 times, and then over the next one; and so on.";
+    char path[4096], *file;
+    size_t n, length = sizeof text - 1;
+    Model m;
+    Backend backend;
+    Result r;
+    static real expected[VOCAB];
+    double worst = 0, largest = 0;
+    spit("text", text, length);
+    r = run("@/m -f @/text -n 0 --logits @/logits");
+    file = slurp("logits", &n);
+    CHECK(r.status == 0 && n == length * VOCAB * 4);
+    snprintf(path, sizeof path, "%s/m", work);
+    CHECK(model_load(&m, path) == 0 && cpu_backend(&backend, &m, 1, 0) == 0);
+    for (size_t t = 0; t < length && n == length * VOCAB * 4; t++) {
+        int id = (unsigned char)text[t] + 1;
+        CHECK(backend.forward(backend.self, &id, 1, expected, 0) == 0);
+        for (int v = 0; v < VOCAB; v++) {
+            float logit;
+            memcpy(&logit, file + (t * VOCAB + v) * 4, 4);
+            if (fabs(logit - expected[v]) > worst) worst = fabs(logit - expected[v]);
+            if (fabs(logit) > largest) largest = fabs(logit);
+        }
+    }
+    CHECK(largest > 1);
+    CHECK_NEAR(worst, 0, 1e-5 * largest);
+    release(file);
+    done(&r);
+    backend.close(backend.self);
+    model_free(&m);
+    refuses("@/m -p x -n 0 --logits @/none/logits > /dev/null", "none/logits", "No such file");
+    snprintf(program, sizeof program, "sh -c 'trap \"\" XFSZ; ulimit -f 8; exec \"$@\"' sh %s", strcpy(path, program)); /* as a full disk */
+    refuses("@/m -p 'Quite a few positions' -n 0 --logits @/too_large > /dev/null", "too_large", "too large");
+    strcpy(program, path);
+    shell("! ls @ | grep too_large > /dev/null"); /* nothing half written is left */
+}
+
+/* Each sample of a batch is what its seed gives alone. */
+static void test_samples(void) {
+    Result batch = run("@/m -p 'Once' -n 30 --samples 3 --seed 11 --repetition-penalty 1.1"), alone;
+    Text expected = {NULL, 0, 0};
+    char command[200];
+    CHECK(batch.status == 0);
+    for (int k = 0; k < 3; k++) {
+        snprintf(command, sizeof command, "@/m -p 'Once' -n 30 --seed %d --repetition-penalty 1.1", 11 + k);
+        alone = run(command);
+        snprintf(command, sizeof command, "--- sample %d of 3 ---\n", k + 1);
+        CHECK(text_add(&expected, command, strlen(command)) == 0 && text_add(&expected, alone.out.data, alone.out.n) == 0);
+        CHECK(text_add(&expected, "\n", 1) == 0);
+        done(&alone);
+    }
+    CHECK(batch.out.n == expected.n && memcmp(batch.out.data, expected.data, expected.n) == 0);
+    free(expected.data);
+    done(&batch);
+    batch = run("@/m -n 8 --samples 2 --temperature 0 --ids '7 8'"), alone = run("@/m -n 8 --temperature 0 --ids '7 8'");
+    snprintf(command, sizeof command, "--- sample 1 of 2 ---\n%s--- sample 2 of 2 ---\n%s", alone.out.data, alone.out.data);
+    CHECK(strcmp(batch.out.data, command) == 0);
+    done(&batch), done(&alone);
+}
+
+/* The text ends before the stop text, which is cut from what is generated without it. */
+static void test_stop_text(void) {
+    Result all = run("@/m -p Q -n 40 --seed 5 --no-echo"), stopped;
+    char command[300];
+    CHECK(all.out.n > 20);
+    for (size_t at = 3; at + 3 <= 15; at++) {
+        char stop[4], quoted[64], *end = quoted;
+        size_t first = 0;
+        memcpy(stop, all.out.data + at, 3), stop[3] = '\0';
+        if (memchr(stop, 0, 3) != NULL || stop[2] == '\n') continue; /* the shell cannot pass these on */
+        while (memcmp(all.out.data + first, stop, 3) != 0) first++;
+        for (int k = 0; k < 3; k++) end += sprintf(end, "\\%03o", (unsigned char)stop[k]);
+        snprintf(command, sizeof command, "@/m -p Q -n 40 --seed 5 --no-echo --stop \"$(printf '%s')\"", quoted);
+        stopped = run(command);
+        CHECK(stopped.status == 0 && stopped.out.n == first && memcmp(stopped.out.data, all.out.data, first) == 0);
+        done(&stopped);
+    }
+    done(&all);
+}
+
+/* Lines typed one after the other continue one state. */
+static void test_interactive(void) {
+    Result r, one, two;
+    spit("lines", "Once\nthen\n", 10);
+    r = run("@/m -i -n 10 --temperature 0 < @/lines");
+    one = run("@/m -p Once -n 10 --temperature 0 --no-echo --save-state @/state");
+    two = run("@/m -p then -n 10 --temperature 0 --no-echo --load-state @/state");
+    {
+        Text expected = {NULL, 0, 0};
+        CHECK(text_add(&expected, one.out.data, one.out.n) == 0 && text_add(&expected, "\n", 1) == 0);
+        CHECK(text_add(&expected, two.out.data, two.out.n) == 0 && text_add(&expected, "\n", 1) == 0);
+        CHECK(r.status == 0 && r.out.n == expected.n && memcmp(r.out.data, expected.data, expected.n) == 0);
+        free(expected.data);
+    }
+    printf("%zu %zu %zu %s\n", r.out.n, one.out.n, two.out.n, r.error);
+    done(&r), done(&one), done(&two);
+}
+
+/* Perplexity over several blocks is what the model says of the whole text at once. */
+static void test_perplexity(void) {
+    enum { N = TEXT_BLOCK + 7777 };
+    char *text = (char *)allocate(N, 1), path[4096];
+    int *ids = (int *)allocate(N + 1, sizeof(int));
+    uint64_t rng = 5;
+    double loss, nats, ppl, bits, tokens, bytes;
+    Model m;
+    Backend backend;
+    Result r;
+    for (int i = 0; i < N; i++) text[i] = "etaoin shrdlu\n"[random_bits(&rng) % 14], ids[i + 1] = (unsigned char)text[i] + 1;
+    spit("long", text, N);
+    r = run("@/m --perplexity @/long");
+    snprintf(path, sizeof path, "%s/m", work);
+    CHECK(model_load(&m, path) == 0 && cpu_backend(&backend, &m, 0, 0) == 0);
+    CHECK(backend.evaluate(backend.self, ids, ids + 1, N, &loss, NULL) == 0); /* ids[0] is the end of text */
+    CHECK(r.status == 0 && sscanf(r.out.data, "%lf tokens, %lf bytes: %lf nats per token, perplexity %lf, %lf bits per byte", &tokens,
+                                  &bytes, &nats, &ppl, &bits) == 5);
+    CHECK(tokens == N && bytes == N);
+    CHECK_NEAR(nats, loss, 1e-5);
+    CHECK_NEAR(ppl, exp(loss), 1e-3 * exp(loss));
+    CHECK_NEAR(bits, loss / log(2), 1e-5);
+    done(&r);
+    backend.close(backend.self);
+    model_free(&m);
+    release(text), release(ids);
+    spit("empty", "", 0);
+    refuses("@/m --perplexity @/empty", "empty", "nothing");
+    refuses("@/m --perplexity @/none", "none", "No such file");
+    refuses("@/m --perplexity @/m", "@" + 1, "");
+}
+
+/* Cutting at last_cut does not change the tokens, with a vocabulary that has merges. */
+static void test_cut(void) {
+    const char words[] = "the cat sat on the  mat.\n\nIt's  12 o'clock,\tsaid the cat;   the mat said\r\n nothing\xC3\xA9 \xE2\x80\x83 the\n end ";
+    char text[3000];
+    int whole[3000], parts[3000];
+    size_t n = 0;
+    Tokenizer t;
+    memset(&t, 0, sizeof t);
+    while (n + sizeof words < sizeof text) memcpy(text + n, words, sizeof words - 1), n += sizeof words - 1;
+    CHECK(tokenizer_train(&t, text, n, 290) == 0);
+    long n_whole = tokenizer_encode(&t, text, n, whole);
+    for (size_t block = 48; block < 300; block += 7) {
+        long n_parts = 0;
+        for (size_t at = 0; at < n;) {
+            size_t length = n - at <= block ? n - at : last_cut(text + at, block);
+            n_parts += tokenizer_encode(&t, text + at, length, parts + n_parts);
+            at += length;
+        }
+        CHECK(n_parts == n_whole && memcmp(parts, whole, (size_t)n_whole * sizeof(int)) == 0);
+    }
+    tokenizer_free(&t);
+}
+
+static void test_refusals(void) {
+    refuses("", "directory", "--help");
+    refuses("@/none", "@" + 1, "No such file");
+    refuses("@/m extra", "extra", "one directory");
+    refuses("@/m --nonsense", "--nonsense", "none of this name");
+    refuses("@/m -n", "-n", "expected N");
+    refuses("@/m -n x", "-n", "whole number");
+    refuses("@/m -n 1x", "-n", "whole number");
+    refuses("@/m -n 99999999999999999999", "-n", "whole number");
+    refuses("@/m -n -2", "-n", "whole number");
+    refuses("@/m --temperature -1", "--temperature", "number");
+    refuses("@/m --temperature nan", "--temperature", "number");
+    refuses("@/m --top-p 1.5", "--top-p", "number from 0 to 1");
+    refuses("@/m --min-p ''", "--min-p", "number");
+    refuses("@/m --repetition-penalty 0", "--repetition-penalty", "number");
+    refuses("@/m --samples 0", "--samples", "whole number");
+    refuses("@/m --samples 1000", "--samples", "whole number");
+    refuses("@/m --device tpu", "--device", "tpu");
+    refuses("@/m --device cpu --dtype fp3", "--dtype", "fp32");
+    refuses("@/m -p a -f b", "-p", "-f");
+    refuses("@/m --ids 1 -p a", "--ids", "-p");
+    refuses("@/m --samples 2 -i", "--samples", "-i");
+    refuses("@/m -f @/none", "none", "No such file");
+    refuses("@/m -f @/m", "/m", "directory");
+    refuses("@/m --ids '1 x'", "--ids", "'x' is not an id");
+    refuses("@/m --ids '1 264'", "--ids", "id 264, expected 0 to 263");
+    refuses("@/m --ids '-1'", "--ids", "id -1");
+    refuses("@/m --ids '99999999999999999999'", "--ids", "expected 0 to 263");
+    refuses("@/m --ids '0x10'", "--ids", "is not an id");
+    refuses("@/m --decode @/prompt", "prompt", "'from' is not an id");
+    refuses("@/m --decode @/none", "none", "No such file");
+    refuses("@/m --encode @/none", "none", "No such file");
+    refuses("@/untokenized -p x", "tokenizer.bin", "No such file");
+    refuses("@/bad_tokenizer -p x", "tokenizer.bin", "");
+    refuses("@/large_tokenizer -p x", "tokenizer.bin", "vocab_size");
+    refuses("@/truncated -p x", "truncated", "");
+    if (access("/dev/full", W_OK) == 0) {
+        Result r = run("@/m -p x -n 1 > /dev/full");
+        CHECK(r.status == 1 && strstr(r.error, "standard output") != NULL);
+        done(&r);
+        r = run("@/m --decode @/ids > /dev/full");
+        CHECK(r.status == 1 && strstr(r.error, "standard output") != NULL);
+        done(&r);
+    }
+}
+
+/* Directories with something wrong in them. */
+static void make_bad_models(void) {
+    char command[4096];
+    shell("cd @ && cp -r m untokenized && rm untokenized/tokenizer.bin && cp -r m large_tokenizer && cp -r m bad_tokenizer && "
+          "head -c 100 m/tokenizer.bin > bad_tokenizer/tokenizer.bin && cp -r m truncated && "
+          "for f in m/model.*; do head -c 5000 $f > truncated/${f##*/}; done");
+    {
+        Tokenizer t;
+        const char text[] = "a b c d e f g ab ac ad ae af ag ba bc bd be bf bg ca cb cd ce cf cg ab ac ad ae af ag ba bc bd be bf bg";
+        memset(&t, 0, sizeof t);
+        snprintf(command, sizeof command, "%s/large_tokenizer/tokenizer.bin", work);
+        CHECK(tokenizer_train(&t, text, sizeof text - 1, 270) == 0 && tokenizer_save(&t, command) == 0);
+        tokenizer_free(&t);
+    }
+}
+
+int main(int argc, char **argv) {
+    if (argc > 1) snprintf(program, sizeof program, "%s", argv[1]);
+    CHECK(mkdtemp(work) != NULL);
+    make_model("m", 1);
+    make_model("other", 2);
+    make_bad_models();
+    test_utf8();
+    test_stop();
+    test_cut();
+    test_output();
+    test_state();
+    test_logits();
+    test_samples();
+    test_stop_text();
+    test_interactive();
+    test_perplexity();
+    test_refusals();
+    if (check_failed == 0) shell("rm -r @");
+    return check_report();
+}
