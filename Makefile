@@ -8,7 +8,7 @@
 #   make debug      build with sanitizers;  make vocabulary  rebuild tokenizer.bin
 
 CC     = cc
-CFLAGS = -std=gnu99 -O3 -march=native -fno-math-errno -fno-trapping-math -Wall -Wextra -pedantic
+CFLAGS = -std=gnu99 -O3 -march=native -fno-math-errno -fno-trapping-math -Wall -Wextra -pedantic -Wno-psabi
 LDLIBS = -lm
 
 # OpenMP where the compiler has it.

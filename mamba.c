@@ -361,32 +361,96 @@ static void model_init(Model *m, uint64_t seed) {
    Each layer is a forward and, where the model trains, a backward function. Forward overwrites its output. Backward
    overwrites the gradients of activations and adds to those of parameters, which may be NULL where the parameter is. */
 
-/* Channels are independent in the convolution and in the scan, so these loops take LANES of them side by side, one per
-   lane of the vector registers. */
 enum { LANES = 16, MAX_STATE = 256, MAX_CONV = 8 };
 
 static int min_int(int a, int b) { return a < b ? a : b; }
 
-/* Sums in a fixed order, LANES at a time: the compiler may not reorder a plain sum, and so could not vectorise it. */
-static double sum_lanes(const real *v) {
-    double sum = 0;
+/* LANES reals side by side. Channels are independent nearly everywhere, so loops over them take LANES at a time, one in each
+   lane of the vector registers; arithmetic on this type is lane by lane. The compiler cuts it to the registers it has. */
+typedef real lanes __attribute__((vector_size(LANES * sizeof(real))));
+static const lanes zero_lanes = {0};
+typedef __typeof__(zero_lanes < zero_lanes) lane_bits; /* integers as wide as a real; a comparison gives -1 or 0 */
+
+/* From and to `width` consecutive reals; lanes past the last are 0. */
+static inline lanes lanes_load(const real *memory, int width) {
+    lanes v = zero_lanes;
+    if (width >= LANES) memcpy(&v, memory, sizeof v);
+    else memcpy(&v, memory, width * sizeof *memory);
+    return v;
+}
+
+static inline void lanes_store(real *memory, lanes v, int width) {
+    if (width >= LANES) memcpy(memory, &v, sizeof v);
+    else memcpy(memory, &v, width * sizeof *memory);
+}
+
+static inline lanes lanes_max(lanes a, lanes b) {
+    lane_bits a_less = a < b;
+    return (lanes)(((lane_bits)a & ~a_less) | ((lane_bits)b & a_less));
+}
+
+static inline real lanes_sum(lanes v) {
+    real sum = 0;
     for (int c = 0; c < LANES; c++) sum += v[c];
     return sum;
 }
 
-static double sum_of(const real *v, size_t n) {
-    real part[LANES] = {0};
-    size_t i = 0;
-    for (; i + LANES <= n; i += LANES)
-        for (int c = 0; c < LANES; c++) part[c] += v[i + c];
-    for (int c = 0; i < n; i++, c++) part[c] += v[i];
-    return sum_lanes(part);
+/* Sum of n reals, in a fixed order that suits vectors: the compiler may not reorder a plain sum. */
+static real sum_of(const real *v, int n) {
+    lanes sum = zero_lanes;
+    for (int i = 0; i < n; i += LANES) sum += lanes_load(v + i, n - i);
+    return lanes_sum(sum);
+}
+
+/* exp(x) = 2^k exp(r) with k = round(x / ln 2) and |r| <= ln(2)/2. Returns exp(r) - 1 by its Taylor series, whose rest is below
+   the rounding error, and sets *power to 2^k, made of its bits: adding 1.5 * 2^(bits of the mantissa) leaves k in the low bits. */
+static inline lanes exp_parts(lanes x, lanes *power) {
+    static const double inverse_factorial[] = {1, 1, 1 / 2., 1 / 6., 1 / 24., 1 / 120., 1 / 720., 1 / 5040., 1 / 40320., 1 / 362880.,
+                                               1 / 3628800., 1 / 39916800., 1 / 479001600., 1 / 6227020800.};
+    enum { SINGLE = sizeof(real) == 4, TERMS = SINGLE ? 7 : 13 };
+    const int mantissa = SINGLE ? 23 : 52, bias = SINGLE ? 127 : 1023;
+    const real round = SINGLE ? (real)12582912 : (real)6755399441055744, limit = SINGLE ? (real)87.3 : (real)708;
+    const real ln2_high = SINGLE ? (real)0.693359375 : (real)0.693147180369123816490, inverse_ln2 = (real)1.44269504088896340736;
+    const real ln2_low = SINGLE ? (real)-2.12194440e-4 : (real)1.90821492927058770002e-10;
+    lanes clamped = -lanes_max(-lanes_max(x, zero_lanes - limit), zero_lanes - limit);
+    lanes shifted = clamped * inverse_ln2 + round, k = shifted - round, r = (clamped - k * ln2_high) - k * ln2_low;
+    lanes sum = zero_lanes + (real)inverse_factorial[TERMS];
+    for (int i = TERMS - 1; i > 0; i--) sum = sum * r + (real)inverse_factorial[i];
+    *power = (lanes)(((lane_bits)shifted + bias) << mantissa);
+    return sum * r;
+}
+
+/* exp(x); arguments are cut to +-87.3 (in double 708), where a float ends. Error below 1.6 units in the last place. */
+static inline lanes lanes_exp(lanes x) {
+    lanes power, rest = exp_parts(x, &power);
+    return power + power * rest;
+}
+
+/* 1 - exp(x), exact to rounding also where exp(x) is nearly 1. */
+static inline lanes lanes_one_minus_exp(lanes x) {
+    lanes power, rest = exp_parts(x, &power);
+    return (1 - power) - power * rest;
+}
+
+static inline lanes lanes_sigmoid(lanes x) { return 1 / (1 + lanes_exp(-x)); }
+
+/* softplus(x) = log(1 + exp(x)) = max(x, 0) + log(1 + e) with e = exp(-|x|), so nothing overflows; and
+   log(1 + e) = 2 artanh(s) = 2 (s + s^3/3 + s^5/5 + ...) with s = e / (2 + e) <= 1/3, exact to rounding also for tiny e. */
+static inline lanes lanes_softplus(lanes x) {
+    enum { TERMS = sizeof(real) == 4 ? 7 : 17 };
+    lanes positive = lanes_max(x, zero_lanes), e = lanes_exp(x - 2 * positive), s = e / (2 + e), sum = zero_lanes;
+    for (int i = TERMS; i >= 0; i--) sum = sum * s * s + (real)(1. / (2 * i + 1));
+    return positive + 2 * s * sum;
+}
+
+/* silu(x) = x sigmoid(x), and its derivative sigmoid(x) (1 + x (1 - sigmoid(x))). */
+static inline lanes lanes_silu(lanes x) { return x * lanes_sigmoid(x); }
+static inline lanes lanes_silu_slope(lanes x) {
+    lanes s = lanes_sigmoid(x);
+    return s * (1 + x * (1 - s));
 }
 
 enum { MATVEC_ROWS = 4 };
-static inline real exp_real(real x) { return (real)exp(x); }
-static inline real sigmoid(real x) { return (real)(1 / (1 + exp(-x))); }
-static inline real softplus(real x) { return (real)((x > 0 ? x : 0) + log1p(exp(-fabs(x)))); }
 static void matmul(real *C, size_t ldc, const real *A, size_t a_row, size_t a_col, const real *B, size_t b_row, size_t b_col, int m, int n, int k, int accumulate) {
     for (int i = 0; i < m; i++) for (int j = 0; j < n; j++) { real s = accumulate ? C[i*ldc+j] : 0; for (int p = 0; p < k; p++) s += A[i*a_row+p*a_col]*B[p*b_row+j*b_col]; C[i*ldc+j]=s; }
 }
@@ -395,7 +459,7 @@ static void matvec(real *y, size_t ldy, const real *x, size_t ldx, const real *W
 }
 
 
-/* out = x + y, the residual connection.     n reals */
+/* out = x + y: the residual connection.     n reals */
 static void add_forward(real *out, const real *x, const real *y, size_t n) {
     for (size_t i = 0; i < n; i++) out[i] = x[i] + y[i];
 }
@@ -419,14 +483,14 @@ static void embedding_backward(real *dW, const real *dy, const int *tokens, int 
 static void rmsnorm_forward(real *y, real *r, const real *x, const real *w, int rows, int dim, double eps) {
     PARALLEL_FOR
     for (int row = 0; row < rows; row++) {
-        const real *xi = x + (size_t)row * dim;
-        real *yi = y + (size_t)row * dim, part[LANES] = {0};
-        int i = 0;
-        for (; i + LANES <= dim; i += LANES)
-            for (int c = 0; c < LANES; c++) part[c] += xi[i + c] * xi[i + c];
-        for (int c = 0; i < dim; i++, c++) part[c] += xi[i] * xi[i];
-        r[row] = (real)(1 / sqrt(sum_lanes(part) / dim + eps));
-        for (i = 0; i < dim; i++) yi[i] = xi[i] * r[row] * w[i];
+        const real *xr = x + (size_t)row * dim;
+        lanes sum = zero_lanes;
+        for (int i = 0; i < dim; i += LANES) {
+            lanes xi = lanes_load(xr + i, dim - i);
+            sum += xi * xi;
+        }
+        r[row] = (real)(1 / sqrt(lanes_sum(sum) / dim + eps));
+        for (int i = 0; i < dim; i++) y[(size_t)row * dim + i] = xr[i] * r[row] * w[i];
     }
 }
 
@@ -436,28 +500,31 @@ static void rmsnorm_forward(real *y, real *r, const real *x, const real *w, int 
 static void rmsnorm_backward(real *dx, real *dw, const real *dy, const real *x, const real *r, const real *w, int rows, int dim) {
     PARALLEL_FOR
     for (int row = 0; row < rows; row++) {
-        const real *xi = x + (size_t)row * dim, *dyi = dy + (size_t)row * dim;
-        real *dxi = dx + (size_t)row * dim, part[LANES] = {0}, mean;
-        int i = 0;
-        for (; i + LANES <= dim; i += LANES)
-            for (int c = 0; c < LANES; c++) part[c] += dyi[i + c] * w[i + c] * xi[i + c];
-        for (int c = 0; i < dim; i++, c++) part[c] += dyi[i] * w[i] * xi[i];
-        mean = (real)(sum_lanes(part) / dim);
-        for (i = 0; i < dim; i++) dxi[i] += r[row] * (dyi[i] * w[i] - xi[i] * r[row] * r[row] * mean);
+        const real *xr = x + (size_t)row * dim, *dyr = dy + (size_t)row * dim;
+        lanes sum = zero_lanes;
+        real mean;
+        for (int i = 0; i < dim; i += LANES)
+            sum += lanes_load(dyr + i, dim - i) * lanes_load(w + i, dim - i) * lanes_load(xr + i, dim - i);
+        mean = lanes_sum(sum) / dim;
+        for (int i = 0; i < dim; i++) dx[(size_t)row * dim + i] += r[row] * (dyr[i] * w[i] - xr[i] * r[row] * r[row] * mean);
     }
     PARALLEL_FOR
-    for (int i0 = 0; i0 < dim; i0 += LANES)
+    for (int i = 0; i < dim; i += LANES) {
+        lanes sum = lanes_load(dw + i, dim - i);
         for (int row = 0; row < rows; row++)
-            for (int i = i0; i < min_int(i0 + LANES, dim); i++)
-                dw[i] += dy[(size_t)row * dim + i] * x[(size_t)row * dim + i] * r[row];
+            sum += lanes_load(dy + (size_t)row * dim + i, dim - i) * lanes_load(x + (size_t)row * dim + i, dim - i) * r[row];
+        lanes_store(dw + i, sum, dim - i);
+    }
 }
 
-/* sum over rows of dy: the gradient of a bias.     dy: (rows, dim), row stride ld */
-static void bias_backward(real *dbias, const real *dy, size_t ld, int rows, int dim) {
+/* dbias += the sum of dy over its rows.     dy: (rows, dim) */
+static void bias_backward(real *dbias, const real *dy, int rows, int dim) {
     PARALLEL_FOR
-    for (int i0 = 0; i0 < dim; i0 += LANES)
-        for (int row = 0; row < rows; row++)
-            for (int i = i0; i < min_int(i0 + LANES, dim); i++) dbias[i] += dy[row * ld + i];
+    for (int i = 0; i < dim; i += LANES) {
+        lanes sum = lanes_load(dbias + i, dim - i);
+        for (int row = 0; row < rows; row++) sum += lanes_load(dy + (size_t)row * dim + i, dim - i);
+        lanes_store(dbias + i, sum, dim - i);
+    }
 }
 
 /* Linear: y = x W^T + bias.     x: (rows, in), row stride ldx; W: (out, in); bias: (out) or NULL; y: (rows, out) */
@@ -478,12 +545,8 @@ static void linear_backward(real *dx, real *dW, real *dbias, const real *dy, con
                             int in, int out, int add) {
     matmul(dx, ldx, dy, (size_t)out, 1, W, (size_t)in, 1, rows, in, out, add);
     matmul(dW, (size_t)in, dy, 1, (size_t)out, x, ldx, 1, out, in, rows, 1);
-    if (dbias != NULL) bias_backward(dbias, dy, (size_t)out, rows, out);
+    if (dbias != NULL) bias_backward(dbias, dy, rows, out);
 }
-
-/* silu(v) = v sigmoid(v), and its derivative sigmoid(v) (1 + v (1 - sigmoid(v))). */
-static inline real silu(real v) { return v * sigmoid(v); }
-static inline real silu_slope(real v) { return sigmoid(v) * (1 + v * (1 - sigmoid(v))); }
 
 /* A sequence's state in a layer is (d_conv - 1 + d_state, d_inner): the inputs of the convolution that later positions still
    need, oldest first, then h transposed, so that channels are contiguous. Layers read the state `from` and leave the
@@ -494,33 +557,35 @@ static const real *conv_input(const real *x, size_t ldx, const real *from, int t
     return t >= 0 ? x + t * ldx : from + (size_t)(d_conv - 1 + t) * d_inner;
 }
 
-enum { CONV_LANES = 2 * LANES };
+/* The taps of LANES channels, from rows of d_conv to rows of lanes. */
+static void lanes_taps(lanes *tap, const real *w, int width, int d_conv) {
+    for (int k = 0; k < d_conv; k++) {
+        tap[k] = zero_lanes;
+        for (int c = 0; c < min_int(LANES, width); c++) tap[k][c] = w[c * d_conv + k];
+    }
+}
 
 /* Causal convolution, a filter of its own for each channel, then SiLU; the last tap is the current position:
    u_t = silu(s_t),     s_t = bias + sum_k w_k x_{t - (d_conv-1) + k}.
    u: (batch, len, d_inner); x: the same with row stride ldx; w: (d_inner, d_conv); bias: (d_inner) or NULL */
 static void conv_forward(real *u, const real *x, size_t ldx, const real *w, const real *bias, const real *from, real *to,
                          size_t ldstate, int batch, int len, int d_inner, int d_conv) {
-    int blocks = (d_inner + CONV_LANES - 1) / CONV_LANES;
+    int blocks = (d_inner + LANES - 1) / LANES;
     PARALLEL_FOR
     for (int i = 0; i < batch * blocks; i++) {
-        int b = i / blocks, d = i % blocks * CONV_LANES, width = min_int(CONV_LANES, d_inner - d);
+        int b = i / blocks, d = i % blocks * LANES, width = d_inner - d;
         const real *xb = x + (size_t)b * len * ldx + d, *fromb = from + b * ldstate + d;
-        real tap[MAX_CONV][CONV_LANES];
-        for (int k = 0; k < d_conv; k++)
-            for (int c = 0; c < width; c++) tap[k][c] = w[(size_t)(d + c) * d_conv + k];
+        lanes tap[MAX_CONV], bias_d = bias != NULL ? lanes_load(bias + d, width) : zero_lanes;
+        lanes_taps(tap, w + (size_t)d * d_conv, width, d_conv);
         for (int t = 0; t < len; t++) {
-            real s[CONV_LANES], *ut = u + ((size_t)b * len + t) * d_inner + d;
-            for (int c = 0; c < width; c++) s[c] = bias != NULL ? bias[d + c] : 0;
-            for (int k = 0; k < d_conv; k++) {
-                const real *xt = conv_input(xb, ldx, fromb, t - (d_conv - 1) + k, d_inner, d_conv);
-                for (int c = 0; c < width; c++) s[c] += tap[k][c] * xt[c];
-            }
-            for (int c = 0; c < width; c++) ut[c] = silu(s[c]);
+            lanes s = bias_d;
+            for (int k = 0; k < d_conv; k++)
+                s += tap[k] * lanes_load(conv_input(xb, ldx, fromb, t - (d_conv - 1) + k, d_inner, d_conv), width);
+            lanes_store(u + ((size_t)b * len + t) * d_inner + d, lanes_silu(s), width);
         }
-        for (int k = 0; to != NULL && k < d_conv - 1; k++)
-            memmove(to + b * ldstate + d + (size_t)k * d_inner,
-                    conv_input(xb, ldx, fromb, len - (d_conv - 1) + k, d_inner, d_conv), width * sizeof *to);
+        for (int k = 0; to != NULL && k < d_conv - 1; k++) /* each comes from its own place or a later one */
+            lanes_store(to + b * ldstate + d + (size_t)k * d_inner,
+                        lanes_load(conv_input(xb, ldx, fromb, len - (d_conv - 1) + k, d_inner, d_conv), width), width);
     }
 }
 
@@ -529,35 +594,32 @@ static void conv_forward(real *u, const real *x, size_t ldx, const real *w, cons
 static void conv_backward(real *dx, real *dw, real *dbias, const real *du, const real *x, size_t ldx, const real *w, const real *bias,
                           const real *from, size_t ldstate, int batch, int len, int d_inner, int d_conv) {
     PARALLEL_FOR
-    for (int d = 0; d < d_inner; d += CONV_LANES) {
-        int width = min_int(CONV_LANES, d_inner - d);
-        real tap[MAX_CONV][CONV_LANES], dtap[MAX_CONV][CONV_LANES] = {{0}};
-        for (int k = 0; k < d_conv; k++)
-            for (int c = 0; c < width; c++) tap[k][c] = w[(size_t)(d + c) * d_conv + k];
-        for (int b = 0; b < batch; b++) {
+    for (int d = 0; d < d_inner; d += LANES) {
+        int width = d_inner - d;
+        lanes tap[MAX_CONV], dtap[MAX_CONV], bias_d = bias != NULL ? lanes_load(bias + d, width) : zero_lanes, dbias_d = zero_lanes;
+        lanes_taps(tap, w + (size_t)d * d_conv, width, d_conv);
+        memset(dtap, 0, sizeof dtap);
+        for (int i = 0; i < batch * len; i++) {
+            int b = i / len, t = i % len;
             const real *xb = x + (size_t)b * len * ldx + d, *fromb = from + b * ldstate + d;
             real *dxb = dx + (size_t)b * len * ldx + d;
-            for (int t = 0; t < len; t++) {
-                const real *dut = du + ((size_t)b * len + t) * d_inner + d;
-                real s[CONV_LANES];
-                for (int c = 0; c < width; c++) s[c] = bias != NULL ? bias[d + c] : 0;
-                for (int k = 0; k < d_conv; k++) {
-                    const real *xt = conv_input(xb, ldx, fromb, t - (d_conv - 1) + k, d_inner, d_conv);
-                    for (int c = 0; c < width; c++) s[c] += tap[k][c] * xt[c];
-                }
-                for (int c = 0; c < width; c++) s[c] = dut[c] * silu_slope(s[c]); /* from here on ds */
-                for (int c = 0; c < width; c++) dxb[t * ldx + c] = 0;
-                for (int k = 0; k < d_conv; k++) {
-                    int source = t - (d_conv - 1) + k;
-                    const real *xt = conv_input(xb, ldx, fromb, source, d_inner, d_conv);
-                    for (int c = 0; c < width; c++) dtap[k][c] += s[c] * xt[c];
-                    for (int c = 0; source >= 0 && c < width; c++) dxb[source * ldx + c] += tap[k][c] * s[c];
-                }
-                for (int c = 0; dbias != NULL && c < width; c++) dbias[d + c] += s[c];
+            lanes s = bias_d, ds, input[MAX_CONV];
+            for (int k = 0; k < d_conv; k++) {
+                input[k] = lanes_load(conv_input(xb, ldx, fromb, t - (d_conv - 1) + k, d_inner, d_conv), width);
+                s += tap[k] * input[k];
+            }
+            ds = lanes_load(du + (size_t)i * d_inner + d, width) * lanes_silu_slope(s);
+            dbias_d += ds;
+            for (int k = 0; k < d_conv; k++) {
+                int source = t - (d_conv - 1) + k;
+                lanes before = source < t && source >= 0 ? lanes_load(dxb + source * ldx, width) : zero_lanes;
+                dtap[k] += ds * input[k];
+                if (source >= 0) lanes_store(dxb + source * ldx, before + tap[k] * ds, width);
             }
         }
         for (int k = 0; k < d_conv; k++)
-            for (int c = 0; c < width; c++) dw[(size_t)(d + c) * d_conv + k] += dtap[k][c];
+            for (int c = 0; c < min_int(LANES, width); c++) dw[(size_t)(d + c) * d_conv + k] += dtap[k][c];
+        if (dbias != NULL) lanes_store(dbias + d, lanes_load(dbias + d, width) + dbias_d, width);
     }
 }
 
@@ -567,7 +629,10 @@ static void conv_backward(real *dx, real *dw, real *dbias, const real *du, const
 static void delta_forward(real *delta, const real *dt_bias, int rows, int d_inner) {
     PARALLEL_FOR
     for (int row = 0; row < rows; row++)
-        for (int i = 0; i < d_inner; i++) delta[(size_t)row * d_inner + i] = softplus(delta[(size_t)row * d_inner + i] + dt_bias[i]);
+        for (int d = 0; d < d_inner; d += LANES) {
+            real *at = delta + (size_t)row * d_inner + d;
+            lanes_store(at, lanes_softplus(lanes_load(at, d_inner - d) + lanes_load(dt_bias + d, d_inner - d)), d_inner - d);
+        }
 }
 
 /* softplus' = sigmoid, and sigmoid(v) = 1 - exp(-softplus(v)); so, in place,
@@ -575,21 +640,20 @@ static void delta_forward(real *delta, const real *dt_bias, int rows, int d_inne
 static void delta_backward(real *ddelta, real *ddt_bias, const real *delta, int rows, int d_inner) {
     PARALLEL_FOR
     for (int row = 0; row < rows; row++)
-        for (size_t i = (size_t)row * d_inner; i < (size_t)(row + 1) * d_inner; i++) ddelta[i] *= 1 - exp_real(-delta[i]);
-    bias_backward(ddt_bias, ddelta, (size_t)d_inner, rows, d_inner);
+        for (int d = 0; d < d_inner; d += LANES) {
+            size_t at = (size_t)row * d_inner + d;
+            lanes_store(ddelta + at, lanes_load(ddelta + at, d_inner - d) * lanes_one_minus_exp(-lanes_load(delta + at, d_inner - d)), d_inner - d);
+        }
+    bias_backward(ddt_bias, ddelta, rows, d_inner);
 }
 
-/* Up to LANES channels from and to memory; lanes past the last channel are 0. */
-static inline void lanes_load(real *lane, const real *memory, int width) {
-    for (int c = 0; c < LANES; c++) lane[c] = c < width ? memory[c] : 0;
-}
-
-static inline void lanes_store(real *memory, const real *lane, int width) { memcpy(memory, lane, width * sizeof *memory); }
-
-/* A = -exp(A_log) of LANES channels from d on, a row of lanes per state.     A: (d_state, LANES); A_log: (d_inner, d_state) */
-static void lanes_A(real (*A)[LANES], const real *A_log, int d, int width, int d_state) {
-    for (int n = 0; n < d_state; n++)
-        for (int c = 0; c < LANES; c++) A[n][c] = c < width ? -exp_real(A_log[(size_t)(d + c) * d_state + n]) : 0;
+/* A = -exp(A_log) of LANES channels, a row of lanes per state.     A: (d_state); A_log: (width, d_state) */
+static void lanes_A(lanes *A, const real *A_log, int width, int d_state) {
+    for (int n = 0; n < d_state; n++) {
+        lanes a = zero_lanes;
+        for (int c = 0; c < min_int(LANES, width); c++) a[c] = A_log[c * d_state + n];
+        A[n] = -lanes_exp(a);
+    }
 }
 
 /* Steps from one kept state to the next. Backward needs every h_t; keeping one in SCAN_CHUNK and computing the others
@@ -597,151 +661,132 @@ static void lanes_A(real (*A)[LANES], const real *A_log, int d, int width, int d
 enum { SCAN_CHUNK = 16 };
 static int scan_chunks(int len) { return (len + SCAN_CHUNK - 1) / SCAN_CHUNK; }
 
-/* The selective scan (Eq. 2 with the B, C and delta of each position): for each channel d and state n
+/* The selective scan (Eq. 2 with the delta, B and C of each position): for each channel and state n
    h_t = exp(delta_t A) h_{t-1} + delta_t B_t u_t,     y_t = sum_n C_t h_t + D u_t.
    y, u, delta: (batch, len, d_inner); B, C: (batch, len, d_state), row stride ldbc; A_log: (d_inner, d_state); D: (d_inner);
-   kept: (batch, scan_chunks(len), d_state, d_inner), the state before each chunk, or NULL.     State: h, see above. */
+   kept: (batch, scan_chunks(len), d_state, d_inner), the state before each chunk, or NULL; from, to: h, see above. */
 static void scan_forward(real *y, real *kept, const real *u, const real *delta, const real *B, const real *C, size_t ldbc,
                          const real *A_log, const real *D, const real *from, real *to, size_t ldstate,
                          int batch, int len, int d_inner, int d_state) {
     int blocks = (d_inner + LANES - 1) / LANES, chunks = scan_chunks(len);
     PARALLEL_FOR
     for (int i = 0; i < batch * blocks; i++) {
-        int b = i / blocks, d = i % blocks * LANES, width = min_int(LANES, d_inner - d);
-        real A[MAX_STATE][LANES], h[MAX_STATE][LANES], D_lane[LANES];
-        lanes_A(A, A_log, d, width, d_state);
-        lanes_load(D_lane, D + d, width);
-        for (int n = 0; n < d_state; n++) lanes_load(h[n], from + b * ldstate + (size_t)n * d_inner + d, width);
+        int b = i / blocks, d = i % blocks * LANES, width = d_inner - d;
+        lanes A[MAX_STATE], h[MAX_STATE], D_d = lanes_load(D + d, width);
+        lanes_A(A, A_log + (size_t)d * d_state, width, d_state);
+        for (int n = 0; n < d_state; n++) h[n] = lanes_load(from + b * ldstate + (size_t)n * d_inner + d, width);
         for (int t = 0; t < len; t++) {
             size_t row = (size_t)b * len + t;
             const real *Bt = B + row * ldbc, *Ct = C + row * ldbc;
-            real ut[LANES], dt[LANES], yt[LANES];
-            lanes_load(ut, u + row * d_inner + d, width);
-            lanes_load(dt, delta + row * d_inner + d, width);
+            lanes ut = lanes_load(u + row * d_inner + d, width), dt = lanes_load(delta + row * d_inner + d, width), yt = D_d * ut;
             for (int n = 0; kept != NULL && t % SCAN_CHUNK == 0 && n < d_state; n++)
                 lanes_store(kept + (((size_t)b * chunks + t / SCAN_CHUNK) * d_state + n) * d_inner + d, h[n], width);
-            for (int c = 0; c < LANES; c++) yt[c] = D_lane[c] * ut[c];
-            for (int n = 0; n < d_state; n++)
-                for (int c = 0; c < LANES; c++) {
-                    h[n][c] = exp_real(dt[c] * A[n][c]) * h[n][c] + dt[c] * Bt[n] * ut[c];
-                    yt[c] += Ct[n] * h[n][c];
-                }
+            for (int n = 0; n < d_state; n++) {
+                h[n] = lanes_exp(dt * A[n]) * h[n] + dt * ut * Bt[n];
+                yt += h[n] * Ct[n];
+            }
             lanes_store(y + row * d_inner + d, yt, width);
         }
         for (int n = 0; to != NULL && n < d_state; n++) lanes_store(to + b * ldstate + (size_t)n * d_inner + d, h[n], width);
     }
 }
 
-/* The sum over the lanes, as a tree: four additions deep. */
-static inline real fold_lanes(real *v) {
-    for (int half = LANES / 2; half > 0; half /= 2)
-        for (int c = 0; c < half; c++) v[c] += v[c + half];
-    return v[0];
-}
+/* A thread's share of the backward is SCAN_BLOCKS blocks of LANES channels of one sequence. It sums dB and dC lane by lane over its
+   blocks, so that the lanes are added up once for all of them. A share's place in every sum is fixed, whoever computes it. */
+enum { SCAN_BLOCKS = 4 };
+static int scan_shares(int d_inner) { return (d_inner + SCAN_BLOCKS * LANES - 1) / (SCAN_BLOCKS * LANES); }
 
-/* One step of the recurrence for LANES channels, with abar kept: h_t = abar_t h_{t-1} + delta_t B_t u_t */
-static inline void scan_step(real (*h)[LANES], real (*abar)[LANES], real (*before)[LANES], const real *u, const real *delta,
-                             const real *B, real (*A)[LANES], int d_state) {
-    for (int n = 0; n < d_state; n++)
-        for (int c = 0; c < LANES; c++) {
-            abar[n][c] = exp_real(delta[c] * A[n][c]);
-            h[n][c] = abar[n][c] * before[n][c] + delta[c] * B[n] * u[c];
-        }
-}
+/* What a share works in: of a chunk the states h, the decays abar and the sums of dB and dC, all (SCAN_CHUNK, d_state); of each
+   block A, the sum of dA, and g, all (SCAN_BLOCKS, d_state). In reals: */
+static size_t scan_work(int d_state) { return (size_t)(4 * SCAN_CHUNK + 1 + 3 * SCAN_BLOCKS) * d_state * LANES; }
 
-/* The step's backward; before, after: h_{t-1}, h_t. g comes in as abar_{t+1} g_{t+1} and leaves as abar_t g_t. Adds to du,
-   dA and the position's sums dB, dC; sets ddelta. */
-static inline void scan_step_backward(real (*g)[LANES], real *du, real *ddelta, real (*dA)[LANES], real *dB, real *dC, const real *dy,
-                                      real (*before)[LANES], real (*after)[LANES], real (*abar)[LANES], const real *u,
-                                      const real *delta, const real *B, const real *C, real (*A)[LANES], int d_state) {
-    for (int c = 0; c < LANES; c++) ddelta[c] = 0;
-    for (int n = 0; n < d_state; n++) {
-        real forB[LANES], forC[LANES];
-        for (int c = 0; c < LANES; c++) {
-            real gt = g[n][c] + C[n] * dy[c], q = gt * abar[n][c] * before[n][c]; /* q = dL/d(delta A) */
-            forC[c] = dy[c] * after[n][c];
-            forB[c] = gt * delta[c] * u[c];
-            du[c] += gt * delta[c] * B[n];
-            ddelta[c] += q * A[n][c] + gt * B[n] * u[c];
-            dA[n][c] += q * delta[c];
-            g[n][c] = gt * abar[n][c];
+/* The states of a chunk again, from the one before it in h[0], and the decays. */
+static void scan_again(lanes *h, lanes *abar, const lanes *A, const real *u, const real *delta, const real *B, size_t ldbc, int steps,
+                       int width, int d_inner, int d_state) {
+    for (int s = 0; s < steps; s++, h += d_state, abar += d_state, u += d_inner, delta += d_inner, B += ldbc) {
+        lanes ut = lanes_load(u, width), dt = lanes_load(delta, width);
+        for (int n = 0; n < d_state; n++) {
+            abar[n] = lanes_exp(dt * A[n]);
+            h[d_state + n] = abar[n] * h[n] + dt * ut * B[n];
         }
-        dB[n] += fold_lanes(forB);
-        dC[n] += fold_lanes(forC);
     }
 }
 
-/* The blocks of LANES channels are dealt to at most SCAN_GROUPS groups, each with scratch and sums of dB, dC of its own,
-   whatever the number of threads: so the bits do not depend on it. */
-enum { SCAN_GROUPS = 16 };
-static int scan_groups(int d_inner) { return min_int(SCAN_GROUPS, (d_inner + LANES - 1) / LANES); }
-
-/* Reals that a group's scratch takes: h and abar of a chunk, A, dA and g. */
-static size_t scan_scratch(int d_state) { return (size_t)(2 * SCAN_CHUNK + 4) * d_state * LANES; }
-
-/* With g_t = dL/dh_t, over all that follows t, forward was h_t = abar_t h_{t-1} + delta_t B_t u_t and y_t = C_t h_t + D u_t, so
+/* With g_t = dL/dh_t over all that follows t, forward was h_t = abar_t h_{t-1} + delta_t B_t u_t and y_t = C_t h_t + D u_t, so
    g_t = C_t dy_t + abar_{t+1} g_{t+1}                   the same recurrence, run backwards
    dC_t = sum_d dy_t h_t,     dB_t = sum_d g_t delta_t u_t,     du_t = sum_n g_t delta_t B_t + D dy_t,     dD = sum_t dy_t u_t
    ddelta_t = sum_n g_t (A abar_t h_{t-1} + B_t u_t),     dA = sum_t g_t delta_t abar_t h_{t-1},     dA_log = dA A.
-   part: (scan_groups, batch, len, 2 d_state); scratch: (scan_groups, scan_scratch); dB, dC have the row stride of B, C. */
-static void scan_backward(real *du, real *ddelta, real *dB, real *dC, real *dA_log, real *dD, real *part, real *scratch,
+   dB, dC have the row stride of B, C. work: (batch, scan_shares, scan_work);
+   part_BC: (scan_shares, batch, len, 2 d_state), part_A: (batch, d_state + 1, d_inner), dA_log's and dD's sums over a sequence. */
+static void scan_backward(real *du, real *ddelta, real *dB, real *dC, real *dA_log, real *dD, real *part_BC, real *part_A, real *work,
                           const real *dy, const real *kept, const real *u, const real *delta, const real *B, const real *C,
                           size_t ldbc, const real *A_log, const real *D, int batch, int len, int d_inner, int d_state) {
-    int blocks = (d_inner + LANES - 1) / LANES, groups = scan_groups(d_inner), chunks = scan_chunks(len);
-    size_t rows = (size_t)batch * len;
+    int shares = scan_shares(d_inner), chunks = scan_chunks(len), N = d_state, rows = batch * len;
     PARALLEL_FOR
-    for (int group = 0; group < groups; group++) {
-        real(*abar)[LANES] = (real(*)[LANES])(scratch + group * scan_scratch(d_state));
-        real(*h)[LANES] = abar + SCAN_CHUNK * d_state, (*A)[LANES] = h + (SCAN_CHUNK + 1) * d_state;
-        real(*dA)[LANES] = A + d_state, (*g)[LANES] = dA + d_state, *dBC = part + group * rows * 2 * d_state;
-        memset(dBC, 0, rows * 2 * d_state * sizeof *dBC);
-        for (int block = group; block < blocks; block += groups) {
-            int d = block * LANES, width = min_int(LANES, d_inner - d);
-            real D_lane[LANES], dD_lane[LANES] = {0};
-            lanes_A(A, A_log, d, width, d_state);
-            lanes_load(D_lane, D + d, width);
-            memset(dA, 0, d_state * sizeof *dA);
-            for (int b = 0; b < batch; b++) {
-                memset(g, 0, d_state * sizeof *g); /* abar_{t+1} g_{t+1}: nothing follows the last position */
-                for (int chunk = chunks - 1; chunk >= 0; chunk--) {
-                    int first = chunk * SCAN_CHUNK, steps = min_int(SCAN_CHUNK, len - first);
-                    for (int n = 0; n < d_state; n++)
-                        lanes_load(h[n], kept + (((size_t)b * chunks + chunk) * d_state + n) * d_inner + d, width);
-                    for (int s = 0; s < steps; s++) {
-                        size_t row = (size_t)b * len + first + s;
-                        real ut[LANES], dt[LANES];
-                        lanes_load(ut, u + row * d_inner + d, width);
-                        lanes_load(dt, delta + row * d_inner + d, width);
-                        scan_step(h + (s + 1) * d_state, abar + s * d_state, h + s * d_state, ut, dt, B + row * ldbc, A, d_state);
+    for (int i = 0; i < batch * shares; i++) {
+        int b = i / shares, share = i % shares, d_first = share * SCAN_BLOCKS * LANES, d_end = min_int(d_first + SCAN_BLOCKS * LANES, d_inner);
+        lanes *h = (lanes *)(work + i * scan_work(N)), *abar = h + (SCAN_CHUNK + 1) * N, *sumB = abar + SCAN_CHUNK * N;
+        lanes *sumC = sumB + SCAN_CHUNK * N, *A = sumC + SCAN_CHUNK * N, *dA = A + SCAN_BLOCKS * N, *g = dA + SCAN_BLOCKS * N;
+        lanes sumD[SCAN_BLOCKS];
+        memset(dA, 0, 2 * SCAN_BLOCKS * N * sizeof *dA); /* and g: nothing follows the last position */
+        memset(sumD, 0, sizeof sumD);
+        for (int d = d_first, j = 0; d < d_end; d += LANES, j++) lanes_A(A + j * N, A_log + (size_t)d * N, d_inner - d, N);
+        for (int chunk = chunks - 1; chunk >= 0; chunk--) {
+            int steps = min_int(SCAN_CHUNK, len - chunk * SCAN_CHUNK);
+            size_t first_row = (size_t)b * len + chunk * SCAN_CHUNK;
+            memset(sumB, 0, 2 * SCAN_CHUNK * N * sizeof *sumB); /* and sumC */
+            for (int d = d_first, j = 0; d < d_end; d += LANES, j++) {
+                int width = d_inner - d;
+                lanes *A_d = A + j * N, *dA_d = dA + j * N, *g_d = g + j * N, D_d = lanes_load(D + d, width);
+                for (int n = 0; n < N; n++) h[n] = lanes_load(kept + (((size_t)b * chunks + chunk) * N + n) * d_inner + d, width);
+                scan_again(h, abar, A_d, u + first_row * d_inner + d, delta + first_row * d_inner + d, B + first_row * ldbc, ldbc, steps, width,
+                           d_inner, N);
+                for (int s = steps - 1; s >= 0; s--) {
+                    size_t row = first_row + s, at = row * d_inner + d;
+                    const real *Bt = B + row * ldbc, *Ct = C + row * ldbc;
+                    const lanes *before = h + s * N, *after = before + N, *abar_t = abar + s * N;
+                    lanes ut = lanes_load(u + at, width), dt = lanes_load(delta + at, width), dyt = lanes_load(dy + at, width);
+                    lanes sum_gB = zero_lanes, sum_qA = zero_lanes, *dBt = sumB + s * N, *dCt = sumC + s * N;
+                    for (int n = 0; n < N; n++) {
+                        lanes gt = dyt * Ct[n] + g_d[n], q = gt * abar_t[n] * before[n]; /* q = dL / d(delta A) */
+                        dCt[n] += dyt * after[n];
+                        dBt[n] += gt * (dt * ut);
+                        dA_d[n] += q * dt;
+                        sum_gB += gt * Bt[n];
+                        sum_qA += q * A_d[n];
+                        g_d[n] = gt * abar_t[n];
                     }
-                    for (int s = steps - 1; s >= 0; s--) {
-                        size_t row = (size_t)b * len + first + s;
-                        real ut[LANES], dt[LANES], dyt[LANES], dut[LANES], ddt[LANES];
-                        lanes_load(ut, u + row * d_inner + d, width);
-                        lanes_load(dt, delta + row * d_inner + d, width);
-                        lanes_load(dyt, dy + row * d_inner + d, width);
-                        for (int c = 0; c < LANES; c++) dD_lane[c] += dyt[c] * ut[c], dut[c] = D_lane[c] * dyt[c];
-                        scan_step_backward(g, dut, ddt, dA, dBC + row * 2 * d_state, dBC + (row * 2 + 1) * d_state, dyt, h + s * d_state,
-                                           h + (s + 1) * d_state, abar + s * d_state, ut, dt, B + row * ldbc, C + row * ldbc, A, d_state);
-                        lanes_store(du + row * d_inner + d, dut, width);
-                        lanes_store(ddelta + row * d_inner + d, ddt, width);
-                    }
+                    sumD[j] += dyt * ut;
+                    lanes_store(du + at, sum_gB * dt + D_d * dyt, width);
+                    lanes_store(ddelta + at, sum_gB * ut + sum_qA, width);
                 }
             }
-            for (int c = 0; c < width; c++) dD[d + c] += dD_lane[c];
-            for (int n = 0; n < d_state; n++)
-                for (int c = 0; c < width; c++) dA_log[(size_t)(d + c) * d_state + n] += dA[n][c] * A[n][c];
+            for (int s = 0; s < steps; s++)
+                for (int n = 0; n < N; n++) {
+                    real *part = part_BC + ((size_t)share * rows + first_row + s) * 2 * N + n;
+                    part[0] = lanes_sum(sumB[s * N + n]), part[N] = lanes_sum(sumC[s * N + n]);
+                }
+        }
+        for (int d = d_first, j = 0; d < d_end; d += LANES, j++) {
+            real *part = part_A + (size_t)b * (N + 1) * d_inner + d;
+            for (int n = 0; n < N; n++) lanes_store(part + (size_t)n * d_inner, dA[j * N + n] * A[j * N + n], d_inner - d);
+            lanes_store(part + (size_t)N * d_inner, sumD[j], d_inner - d);
         }
     }
     PARALLEL_FOR
-    for (int row = 0; row < (int)rows; row++)
-        for (int n = 0; n < d_state; n++) {
-            real sumB = 0, sumC = 0;
-            for (int group = 0; group < groups; group++) {
-                sumB += part[(group * rows + row) * 2 * d_state + n];
-                sumC += part[(group * rows + row) * 2 * d_state + d_state + n];
-            }
-            dB[row * ldbc + n] = sumB, dC[row * ldbc + n] = sumC;
+    for (int row = 0; row < rows; row++)
+        for (int n = 0; n < N; n++) {
+            const real *part = part_BC + (size_t)row * 2 * N + n;
+            real sum_B = 0, sum_C = 0;
+            for (int share = 0; share < shares; share++, part += (size_t)rows * 2 * N) sum_B += part[0], sum_C += part[N];
+            dB[row * ldbc + n] = sum_B, dC[row * ldbc + n] = sum_C;
+        }
+    PARALLEL_FOR
+    for (int d = 0; d < d_inner; d++)
+        for (int b = 0; b < batch; b++) {
+            const real *part = part_A + (size_t)b * (N + 1) * d_inner + d;
+            for (int n = 0; n < N; n++) dA_log[(size_t)d * N + n] += part[(size_t)n * d_inner];
+            dD[d] += part[(size_t)N * d_inner];
         }
 }
 
@@ -749,17 +794,21 @@ static void scan_backward(real *du, real *ddelta, real *dB, real *dC, real *dA_l
 static void gate_forward(real *out, const real *y, const real *z, size_t ldz, int rows, int d_inner) {
     PARALLEL_FOR
     for (int row = 0; row < rows; row++)
-        for (int i = 0; i < d_inner; i++) out[(size_t)row * d_inner + i] = y[(size_t)row * d_inner + i] * silu(z[row * ldz + i]);
+        for (int d = 0; d < d_inner; d += LANES) {
+            size_t at = (size_t)row * d_inner + d;
+            lanes_store(out + at, lanes_load(y + at, d_inner - d) * lanes_silu(lanes_load(z + row * ldz + d, d_inner - d)), d_inner - d);
+        }
 }
 
 /* dy = dout silu(z) in place of dout,     dz = dout y silu'(z), row stride of z */
 static void gate_backward(real *dout, real *dz, const real *y, const real *z, size_t ldz, int rows, int d_inner) {
     PARALLEL_FOR
     for (int row = 0; row < rows; row++)
-        for (int i = 0; i < d_inner; i++) {
-            real *g = dout + (size_t)row * d_inner + i, v = z[row * ldz + i];
-            dz[row * ldz + i] = *g * y[(size_t)row * d_inner + i] * silu_slope(v);
-            *g *= silu(v);
+        for (int d = 0; d < d_inner; d += LANES) {
+            size_t at = (size_t)row * d_inner + d;
+            lanes g = lanes_load(dout + at, d_inner - d), v = lanes_load(z + row * ldz + d, d_inner - d);
+            lanes_store(dz + row * ldz + d, g * lanes_load(y + at, d_inner - d) * lanes_silu_slope(v), d_inner - d);
+            lanes_store(dout + at, g * lanes_silu(v), d_inner - d);
         }
 }
 
@@ -782,7 +831,7 @@ typedef struct {
 typedef struct {
     BlockActs *block;              /* n_layer when training, else 1, which all layers share */
     real *x, *normed, *gated, *r, *zero_state, *logits, *losses;
-    real *dx, *dnormed, *dgated, *dxz, *du, *ddelta, *ddbc, *part, *scratch;
+    real *dx, *dnormed, *dgated, *dxz, *du, *ddelta, *ddbc, *part_BC, *part_A, *work;
 } Acts;
 
 enum { HEAD_ROWS = 256 };          /* the head and the loss take so many rows at a time: logits are large */
@@ -802,6 +851,7 @@ static void acts_table(Table *table, const Config *c, Acts *a, int batch, int le
         table_add(table, &block->delta, "delta", rows, E, 0);
         table_add(table, &block->y, "y", rows, E, 0);
         if (train) table_add(table, &block->kept, "kept", batch * scan_chunks(len), N, E);
+        else block->kept = NULL; /* not where a training layout had it */
     }
     table_add(table, &a->x, "x", rows, D, 0);
     table_add(table, &a->normed, "normed", rows, D, 0);
@@ -818,8 +868,9 @@ static void acts_table(Table *table, const Config *c, Acts *a, int batch, int le
     table_add(table, &a->du, "du", rows, E, 0);
     table_add(table, &a->ddelta, "ddelta", rows, E, 0);
     table_add(table, &a->ddbc, "ddbc", rows, dbc_width(c), 0);
-    table_add(table, &a->part, "part", scan_groups(E), rows, 2 * N);
-    table_add(table, &a->scratch, "scratch", scan_groups(E), (int)scan_scratch(N), 0);
+    table_add(table, &a->part_BC, "part_BC", scan_shares(E), rows, 2 * N);
+    table_add(table, &a->part_A, "part_A", batch, N + 1, E);
+    table_add(table, &a->work, "work", batch, scan_shares(E), (int)scan_work(N));
 }
 
 /* out = x + mixer(RMSNorm(x)).     x, out: (batch, len, d_model), may be the same; state: see conv_forward */
@@ -846,7 +897,7 @@ static void block_backward(const BlockParams *g, const BlockParams *p, const Blo
     gate_forward(a->gated, k->y, k->xz + E, 2 * E, rows, E);
     linear_backward(a->dgated, g->out_proj, g->out_bias, a->dx, a->gated, E, p->out_proj, rows, E, c->d_model, 0);
     gate_backward(a->dgated, a->dxz + E, k->y, k->xz + E, 2 * E, rows, E);
-    scan_backward(a->du, a->ddelta, a->ddbc + R, a->ddbc + R + N, g->A_log, g->D, a->part, a->scratch, a->dgated, k->kept, k->u,
+    scan_backward(a->du, a->ddelta, a->ddbc + R, a->ddbc + R + N, g->A_log, g->D, a->part_BC, a->part_A, a->work, a->dgated, k->kept, k->u,
                   k->delta, k->dbc + R, k->dbc + R + N, W, p->A_log, p->D, batch, len, E, N);
     delta_backward(a->ddelta, g->dt_bias, k->delta, rows, E);
     linear_backward(a->ddbc, g->dt_proj, NULL, a->ddelta, k->dbc, W, p->dt_proj, rows, R, E, 0);
@@ -887,17 +938,16 @@ static void model_backward(const Params *g, Acts *a, const Params *p, const Conf
    become their gradient, dscale (softmax(logits) - one_hot(target)). A negative target has loss and gradient 0. */
 static real cross_entropy(real *logits, int target, int vocab_size, double dscale, int *correct) {
     real top = logits[0], total, loss;
-    int best = 0;
-    for (int j = 1; j < vocab_size; j++)
-        if (logits[j] > top) top = logits[j], best = j;
-    *correct = best == target;
+    for (int j = 1; j < vocab_size; j++) top = logits[j] > top ? logits[j] : top;
+    *correct = target >= 0 && logits[target] == top;
     if (target < 0) {
         if (dscale != 0) memset(logits, 0, vocab_size * sizeof *logits);
         return 0;
     }
     loss = top - logits[target];
-    for (int j = 0; j < vocab_size; j++) logits[j] = exp_real(logits[j] - top);
-    total = (real)sum_of(logits, vocab_size);
+    for (int j = 0; j < vocab_size; j += LANES)
+        lanes_store(logits + j, lanes_exp(lanes_load(logits + j, vocab_size - j) - top), vocab_size - j);
+    total = sum_of(logits, vocab_size);
     if (dscale != 0) {
         for (int j = 0; j < vocab_size; j++) logits[j] *= (real)dscale / total;
         logits[target] -= (real)dscale;
