@@ -181,27 +181,38 @@ typedef struct {
 } Params;
 
 
-/* The ranges of a config that `file` gave. They are far above any published model, and small enough that an int holds
-   a product of two extents other than d_model, vocab_size and n_layer; those go through size_t. */
-static int config_check(const Config *c, const char *file) {
-    const struct {
-        const char *name;
-        int value, low, high;
-    } field[] = {
-        {"vocab_size", c->vocab_size, 1, 1 << 20},           {"hidden_size", c->d_model, 1, 1 << 14},
-        {"num_hidden_layers", c->n_layer, 1, 1 << 10},       {"state_size", c->d_state, 1, 256},
-        {"conv_kernel", c->d_conv, 1, 8},                    {"expand", c->expand, 1, 8},
-        {"time_step_rank", c->dt_rank, 1, 1 << 12},          {"use_bias", c->proj_bias, 0, 1},
-        {"use_conv_bias", c->conv_bias, 0, 1},               {"tie_word_embeddings", c->tied, 0, 1},
-        {"bos_token_id", c->bos_id, -1, c->vocab_size - 1},  {"eos_token_id", c->eos_id, -1, c->vocab_size - 1},
-        {"pad_token_id", c->pad_id, -1, c->vocab_size - 1},
+/* A field of config.json. Its low tells what it is: 1 a size, 0 a truth value, -1 a token's id (-1 stands for null). */
+typedef struct {
+    const char *name;
+    int *value, initial, low, high;
+} Field;
+
+enum { N_FIELD = 14 };
+
+/* The limits are far above any published model, and so low that an int holds a product of two extents other than
+   d_model, vocab_size and n_layer; those go through size_t. */
+static void config_fields(Field field[N_FIELD], Config *c) {
+    const Field fields[N_FIELD] = {
+        {"vocab_size", &c->vocab_size, 50280, 1, 1 << 20}, {"hidden_size", &c->d_model, 768, 1, 1 << 14},
+        {"num_hidden_layers", &c->n_layer, 32, 1, 1 << 10}, {"state_size", &c->d_state, 16, 1, 256},
+        {"conv_kernel", &c->d_conv, 4, 1, 8}, {"expand", &c->expand, 2, 1, 8},
+        {"intermediate_size", &c->d_inner, 0, 1, 1 << 17}, {"time_step_rank", &c->dt_rank, 0, 1, 1 << 12},
+        {"use_bias", &c->proj_bias, 0, 0, 1}, {"use_conv_bias", &c->conv_bias, 1, 0, 1},
+        {"tie_word_embeddings", &c->tied, 1, 0, 1}, {"bos_token_id", &c->bos_id, 0, -1, c->vocab_size - 1},
+        {"eos_token_id", &c->eos_id, 0, -1, c->vocab_size - 1}, {"pad_token_id", &c->pad_id, 0, -1, c->vocab_size - 1},
     };
+    memcpy(field, fields, sizeof fields);
+}
+
+/* Whether the config that `file` gave is one of a model. */
+static int config_check(const Config *c, const char *file) {
+    Config copy = *c;
+    Field field[N_FIELD];
     double size;
-    for (size_t i = 0; i < sizeof field / sizeof *field; i++) {
-        if (field[i].value < field[i].low || field[i].value > field[i].high)
-            return fail("%s: %s is %d, expected %d to %d", file, field[i].name, field[i].value, field[i].low,
-                        field[i].high);
-    }
+    config_fields(field, &copy);
+    for (const Field *f = field; f < field + N_FIELD; f++)
+        if (*f->value < f->low || *f->value > f->high)
+            return fail("%s: %s is %d, expected %d to %d", file, f->name, *f->value, f->low, f->high);
     if (c->d_inner != c->expand * c->d_model)
         return fail("%s: intermediate_size is %d, expected expand * hidden_size = %d", file, c->d_inner,
                     c->expand * c->d_model);
