@@ -461,12 +461,161 @@ static inline lanes lanes_silu_slope(lanes x) {
     return s * (1 + x * (1 - s));
 }
 
-enum { MATVEC_ROWS = 4 };
-static void matmul(real *C, size_t ldc, const real *A, size_t a_row, size_t a_col, const real *B, size_t b_row, size_t b_col, int m, int n, int k, int accumulate) {
-    for (int i = 0; i < m; i++) for (int j = 0; j < n; j++) { real s = accumulate ? C[i*ldc+j] : 0; for (int p = 0; p < k; p++) s += A[i*a_row+p*a_col]*B[p*b_row+j*b_col]; C[i*ldc+j]=s; }
+/* A register of reals. (`lanes` may take several; what follows must know how many numbers the registers hold.) In memory
+   it may start at any real. */
+#if defined(__AVX512F__)
+#define VEC_BYTES 64
+#elif defined(__AVX__)
+#define VEC_BYTES 32
+#else
+#define VEC_BYTES 16
+#endif
+typedef real vec __attribute__((vector_size(VEC_BYTES), aligned(sizeof(real)), may_alias));
+
+enum {
+    VEC_LANES = VEC_BYTES / sizeof(real),
+    TILE_ROWS = VEC_BYTES == 64 ? 8 : VEC_LANES < 4 ? VEC_LANES : 4, TILE_VECS = 3,     /* sums that fit in the registers */
+    BLOCK_K = 1024 / sizeof(real), BLOCK_M = 1024, BLOCK_N = 3072,              /* operands packed at a time */
+    UNIT_M = 128, UNIT_N = 768,                                                 /* a thread's share of a block */
+    MATVEC_ROWS = 4, PREFETCH = 8192 / sizeof(real)                             /* reals ahead of where W is read */
+};
+
+/* Transposes a square of VEC_LANES rows, of which those from `rows` on repeat the last. To exchange the halves of an
+   element's index, i.e. its row and column, its bits are rotated one by one: a perfect shuffle, which vectorises. */
+static void transpose(real *to, const real *from, size_t row, int rows) {
+    enum { SIZE = VEC_LANES * VEC_LANES };
+    real square[2][SIZE];
+    int s = 0;
+    for (int i = 0; i < VEC_LANES; i++)
+        *(vec *)&square[0][i * VEC_LANES] = *(const vec *)&from[min_int(i, rows - 1) * row];
+    for (int bit = 1; bit < VEC_LANES; bit *= 2, s ^= 1)
+        for (int i = 0; i < SIZE / 2; i++) {
+            square[s ^ 1][2 * i] = square[s][i];
+            square[s ^ 1][2 * i + 1] = square[s][i + SIZE / 2];
+        }
+    memcpy(to, square[s], sizeof square[s]);
 }
-static void matvec(real *y, size_t ldy, const real *x, size_t ldx, const real *W, const real *bias, int rows, int in, int out) {
-    for (int r = 0; r < rows; r++) for (int o = 0; o < out; o++) { real s = bias ? bias[o] : 0; for (int i = 0; i < in; i++) s += x[r*ldx+i]*W[(size_t)o*in+i]; y[r*ldy+o]=s; }
+
+/* Packs up to VEC_LANES rows of length k into panel[p][lane], lane being the row. Lanes past the last row repeat it;
+   what comes of them is not stored. */
+static void pack(real *panel, const real *from, size_t row, size_t col, int rows, int k) {
+    int p = 0;
+    if (col == 1)
+        for (; p + VEC_LANES <= k; p += VEC_LANES) transpose(panel + p * VEC_LANES, from + p, row, rows);
+    else if (row == 1 && rows == VEC_LANES)
+        for (; p < k; p++) *(vec *)&panel[p * VEC_LANES] = *(const vec *)&from[p * col];
+    for (; p < k; p++)
+        for (int lane = 0; lane < VEC_LANES; lane++)
+            panel[p * VEC_LANES + lane] = from[min_int(lane, rows - 1) * row + p * col];
+}
+
+/* A tile of C, TILE_ROWS by n vectors, (+)= the product of packed panels; all its sums stay in registers. Of the tile
+   only rows and cols are there. Inlined for each n, so that the loops over the tile unroll. */
+__attribute__((always_inline))
+static inline void tile(real *C, size_t ldc, const real *A, const real *B, int n, int rows, int cols, int k, int add) {
+    vec sum[TILE_ROWS][TILE_VECS] = {{{0}}};
+    for (int i = 0; i < min_int(rows, TILE_ROWS); i++)
+        for (int v = 0; v < n; v++) __builtin_prefetch(&C[i * ldc + v * VEC_LANES], 1);
+    for (int p = 0; p < k; p++)
+        for (int i = 0; i < TILE_ROWS; i++)
+            for (int v = 0; v < n; v++)
+                sum[i][v] += A[p * VEC_LANES + i] * *(const vec *)&B[(v * k + p) * VEC_LANES];
+    if (rows >= TILE_ROWS && cols >= n * VEC_LANES) {
+        for (int i = 0; i < TILE_ROWS; i++)
+            for (int v = 0; v < n; v++) {
+                vec *c = (vec *)&C[i * ldc + v * VEC_LANES];
+                if (add) sum[i][v] += *c;
+                *c = sum[i][v];
+            }
+    } else {
+        real part[TILE_ROWS][TILE_VECS * VEC_LANES];
+        for (int i = 0; i < TILE_ROWS; i++)
+            for (int v = 0; v < n; v++) *(vec *)&part[i][v * VEC_LANES] = sum[i][v];
+        for (int i = 0; i < min_int(rows, TILE_ROWS); i++)
+            for (int j = 0; j < min_int(cols, n * VEC_LANES); j++)
+                C[i * ldc + j] = add ? C[i * ldc + j] + part[i][j] : part[i][j];
+    }
+}
+
+/* The product of packed blocks: C (m, n) (+)= A B. */
+static void unit(real *C, size_t ldc, const real *A, const real *B, int m, int n, int k, int add) {
+    for (int j = 0; j < n; j += TILE_VECS * VEC_LANES)
+        for (int i = 0; i < m; i += TILE_ROWS) {
+            real *c = C + i * ldc + j;
+            const real *a = A + i / VEC_LANES * k * VEC_LANES + i % VEC_LANES, *b = B + j * k;
+            int rows = m - i, cols = n - j;
+            if (cols > 2 * VEC_LANES) tile(c, ldc, a, b, 3, rows, cols, k, add);
+            else if (cols > VEC_LANES) tile(c, ldc, a, b, 2, rows, cols, k, add);
+            else tile(c, ldc, a, b, 1, rows, cols, k, add);
+        }
+}
+
+/* C[i][j] = or += sum_p A(i,p) B(p,j) with A(i,p) = A[i*a_row + p*a_col], B(p,j) = B[p*b_row + j*b_col]; C: (m, n) with
+   rows ldc apart. So a linear layer y = x W^T, its dx = dy W and its dW += dy^T x differ in strides only.
+   Blocks of A and B are packed into panels that the tiles read front to back. Every element of C is summed over p in
+   the same order wherever it lies, so the bits depend on k alone. */
+static void matmul(real *C, size_t ldc, const real *A, size_t a_row, size_t a_col, const real *B, size_t b_row,
+                   size_t b_col, int m, int n, int k, int accumulate) {
+    static real A_pack[BLOCK_M * BLOCK_K] __attribute__((aligned(64)));
+    static real B_pack[BLOCK_N * BLOCK_K] __attribute__((aligned(64)));
+    if (k == 0 && !accumulate)
+        for (int i = 0; i < m; i++) memset(C + i * ldc, 0, (size_t)n * sizeof(real));
+    for (int j0 = 0; j0 < n; j0 += BLOCK_N)
+        for (int i0 = 0; i0 < m; i0 += BLOCK_M)
+            for (int p0 = 0; p0 < k; p0 += BLOCK_K) {
+                int bm = min_int(m - i0, BLOCK_M), bn = min_int(n - j0, BLOCK_N), bk = min_int(k - p0, BLOCK_K);
+                int a_panels = (bm + VEC_LANES - 1) / VEC_LANES, b_panels = (bn + VEC_LANES - 1) / VEC_LANES;
+                int units_m = (bm + UNIT_M - 1) / UNIT_M, units_n = (bn + UNIT_N - 1) / UNIT_N;
+                PARALLEL_FOR
+                for (int i = 0; i < a_panels + b_panels; i++) {
+                    if (i < a_panels)
+                        pack(A_pack + i * VEC_LANES * bk, A + (i0 + i * VEC_LANES) * a_row + p0 * a_col, a_row, a_col,
+                             min_int(bm - i * VEC_LANES, VEC_LANES), bk);
+                    else {
+                        int j = i - a_panels;
+                        pack(B_pack + j * VEC_LANES * bk, B + (j0 + j * VEC_LANES) * b_col + p0 * b_row, b_col, b_row,
+                             min_int(bn - j * VEC_LANES, VEC_LANES), bk);
+                    }
+                }
+                PARALLEL_FOR
+                for (int u = 0; u < units_m * units_n; u++) {
+                    int i = u / units_n * UNIT_M, j = u % units_n * UNIT_N;
+                    unit(C + (i0 + i) * ldc + j0 + j, ldc, A_pack + i * bk, B_pack + j * bk,
+                         min_int(bm - i, UNIT_M), min_int(bn - j, UNIT_N), bk, accumulate || p0 > 0);
+                }
+            }
+}
+
+/* One output of matvec for n rows of x, at least 1 of which are there. */
+__attribute__((always_inline))
+static inline void matvec_output(real *y, size_t ldy, const real *x, size_t ldx, const real *w, real bias, int n,
+                                 int rows, int in) {
+    vec sum[MATVEC_ROWS] = {{0}};
+    int vector_in = in / VEC_LANES * VEC_LANES;
+    for (int i = 0; i < vector_in; i += VEC_LANES) {
+        vec wi = *(const vec *)&w[i];
+        __builtin_prefetch(&w[i + PREFETCH]);
+        for (int r = 0; r < n; r++) sum[r] += wi * *(const vec *)&x[min_int(r, rows - 1) * ldx + i];
+    }
+    for (int r = 0; r < min_int(n, rows); r++) {
+        real total = bias;
+        for (int lane = 0; lane < VEC_LANES; lane++) total += sum[r][lane];
+        for (int i = vector_in; i < in; i++) total += w[i] * x[r * ldx + i];
+        y[r * ldy] = total;
+    }
+}
+
+/* y = x W^T + bias for up to MATVEC_ROWS rows, as in decoding, where all the time goes into reading W: each thread reads
+   its part once, from front to back.     x: (rows, in), rows ldx apart; W: (out, in); bias: (out) or NULL; y: (rows, out) */
+static void matvec(real *y, size_t ldy, const real *x, size_t ldx, const real *W, const real *bias, int rows, int in,
+                   int out) {
+    PARALLEL_FOR
+    for (int o = 0; o < out; o++) {
+        const real *w = W + (size_t)o * in;
+        real b = bias != NULL ? bias[o] : 0;
+        if (rows == 1) matvec_output(y + o, ldy, x, ldx, w, b, 1, 1, in);
+        else matvec_output(y + o, ldy, x, ldx, w, b, MATVEC_ROWS, rows, in);
+    }
 }
 
 
