@@ -1,0 +1,1054 @@
+/* train.c: trains a Mamba language model on a text file, or on stories that it makes up.     ./train --help
+
+   1. Stories     built-in data of known entropy
+   2. Options     one table that parses, prints usage and is stored with a run
+   3. Data        text to tokens; windows to train on, rows to measure
+   4. The run     steps, measuring, samples, progress
+   5. Files       what a run leaves in its directory, and how it goes on
+
+   SPDX-License-Identifier: MIT */
+
+#include "mamba.c"
+
+#include <signal.h>
+#include <time.h>
+#ifndef _WIN32
+#include <sys/ioctl.h>
+#endif
+
+#ifdef MAMBA_CUDA
+extern
+#ifdef __cplusplus
+"C"
+#endif
+int cuda_backend(Backend *b, const Model *m, const char *dtype, int train, int lean);
+#endif
+
+/* 1. STORIES ===================================================================================================
+
+   Built-in training data: short stories whose later sentences depend on earlier ones, told by a small grammar.
+   A template is text with choices in it:
+
+      {a|b|c}      one of these alternatives, each equally probable; they are templates themselves
+      <h=name>     one of the list "name" that nothing in this story is called yet; from here on it is called h
+      <h>          what h is called;  <h he>, <h him>, <h his>, <h He>: its pronouns
+      `            a double quote
+
+   The entropy is exact. A choice among n costs log(n) nats, and a story costs the sum of its choices. That sum is -log
+   of the probability of the *text*, provided that no other choices tell the same text, and none do: wherever a choice
+   is made, the text of each alternative is known up to the next choice within it, and none of these texts begins
+   another. So whoever has followed a story to this point sees from the next letters which alternative was taken.
+   story_read is that reader. It finds the choices of a text again, or the first letter at which no story goes on so:
+   whether a model keeps track of who has what can be counted.
+
+   No model has a lower expected loss than the entropy, and one that has learned the grammar and remembers the story so
+   far comes near it. Its windows therefore begin where a story begins, in training and when it is measured. */
+
+static const char *const story_list[][2] = {
+    {"name", "Ada/she|Bea/she|Clara/she|Daisy/she|Fern/she|Hazel/she|Ivy/she|Lily/she|Mabel/she|Nell/she|Poppy/she|"
+             "Rosie/she|Alfie/he|Basil/he|Felix/he|Gus/he|Hugo/he|Jasper/he|Leo/he|Ned/he|Otto/he|Pip/he|Rufus/he|"
+             "Tom/he"},
+    {"animal", "badger|bear|beaver|crow|duck|fox|frog|goose|hare|hedgehog|mole|mouse|otter|owl|rabbit|squirrel|toad|"
+               "turtle"},
+    {"climber", "crow|owl|squirrel"},
+    {"digger", "badger|hare|mole|mouse|rabbit"},
+    {"swimmer", "beaver|duck|frog|goose|otter|turtle"},
+    {"nature", "brave|careful|cheerful|clever|curious|gentle|lonely|quiet|shy|sleepy|small|young"},
+    {"home", "at the edge of the forest|beside the slow river|by the sea|in the valley of flowers|on the windy hill|"
+             "under the snowy mountain"},
+    {"color", "black|blue|golden|green|purple|red|silver|striped|white|yellow"},
+    {"thing", "ball|bell|boat|cup|drum|flute|hat|kite|lantern|map|ring|scarf|spoon|umbrella|whistle"},
+    {"family", "aunt|brother|cousin|father|grandfather|grandmother|mother|sister|uncle"},
+    {"weather", "bright|cloudy|cold|foggy|rainy|snowy|warm|windy"},
+    {"hour", "morning|afternoon|evening"},
+    {"place", "bakery|barn|bridge|castle|garden|harbor|lake|library|lighthouse|market|meadow|mill|orchard|pond|school|"
+              "station"},
+    {"spot", "behind the fence|beside the gate|in the long grass|next to the barrels|on the flat stone|on the old cart|"
+             "under the bench|under the oak tree"},
+    {"nook", "behind the clock|beside the stove|in the cupboard|in the drawer|inside the teapot|on the shelf|"
+             "on the windowsill|under the bed|under the rug|under the stairs"},
+    {"junk", "an old shoe|a sleeping beetle|a very cross snail|some dry leaves|two empty bottles|a cold puddle"},
+    {"food", "bunch of grapes|cherry pie|ginger cake|jar of honey|loaf of bread|pot of jam|pot of soup|slice of cheese|"
+             "sweet bun"},
+};
+
+static const char story_opening[] =
+    "{Once upon a time|Long ago|Not so long ago|In the days of the old king}, in a little house <o=home>, there lived "
+    "a <n=nature> <s=animal> named <h=name>. <h> had a <c=color> <t=thing>, a gift from <h his> <r=family>, and {<h "
+    "he> took it everywhere|<h he> would not sell it for all the world|nothing was dearer to <h him>}. One "
+    "<d=weather> <m=hour> <h> ";
+
+static const char *const story_plots[] = {
+    /* Lost, seen by a friend, found by a third. */
+    "took the <t> to the <p=place>, put it <u=spot> and {fell asleep. When <h he> woke up|went to pick flowers. When "
+    "<h he> came back|watched the clouds go by. When <h he> got up}, the <t> was gone. {`Oh no!` cried|`Who has taken "
+    "it?` asked|`Where can it be?` said} <h>. <h He> looked <v=spot>, but found only <j=junk>. {Then <h he> looked "
+    "<w=spot>, but found only <i=junk>. Just then|Just then} a <l=nature> <y=animal> named <f=name> came by. `I saw "
+    "<k=name> the <z=animal> with a <c> <t>,` said <f>. `<k He> was {running|walking|hurrying} down the road to the "
+    "<q=place>.` So <h> and <f> {hurried|ran|went} to the <q>, and there was <k> with the <t>. `I found it <u> at the "
+    "<p>,` said <k>. {`Is it yours?`|`Do you know whose it is?`} `It is mine,` said <h>. `I put it there this <m>. It "
+    "was a gift from my <r>.` {<k> smiled and gave it back|`Then here it is,` said <k>|`Then you must have it back,` "
+    "said <k>}. To say thank you, <h> shared a <g=food> with <k> and <f>, and <h he> never put the <t> <u> again. ",
+
+    /* Moved by a friend while its owner was away. */
+    "hid the <t> <u=nook> and went to the <p=place> to buy a <g=food>. While <h he> was away, a <l=nature> <y=animal> "
+    "named <f=name> {knocked at the door|looked in at the window|came to borrow some salt}. <f He> {saw|found} the "
+    "<t>, played with it for a while, and then left it <v=nook>. {Before long|After an hour|Much later} <h> came back "
+    "from the <p> with the <g>. <h He> looked <u>, because that was where <h he> had left the <t>. But there was no "
+    "<t> <u>! <h> {began to cry|sat down and sighed|looked all over the house}. Then <f> {came back|put <f his> head "
+    "in} and said, `{Dear <h>, do not be sad|I am sorry, <h>|Do not worry, <h>}. I moved your <t>. Look <v>!` And "
+    "there it was, <v>. {`Next time, please ask me first,` said|`I am so happy that I could dance,` said|`What a "
+    "funny place for a <t>,` laughed} <h>, and the two friends shared the <g>. ",
+
+    /* Traded, and traded again. */
+    "met a <l=nature> <y=animal> named <f=name> at the <p=place>. <f> had a <e=color> <x=thing>. `{How I wish|I have "
+    "always wanted|What would I not give} to have a <x> like that,` said <h>. `You may have it for a <g=food>,` said "
+    "<f>. `But only <k=name> the <z=animal> has one, and <k he> lives near the <q=place>.` So <h> {hurried|ran|went} "
+    "to the <q> and asked <k> for the <g>. `Give me your <t>, and it is yours,` said <k>. <h> thought of <h his> <r> "
+    "{and did not know what to do|for a long time}. Then <h he> gave <k> the <t>, took the <g> to the <p> and gave it "
+    "to <f>, and <f> gave <h him> the <x>. Now <h> had the <x>, <f> had the <g>, and <k> had the <t>. {And all three "
+    "were happy with what they had. |But soon <h> missed the <c> <t> so much that <h he> went back to the <q>. `It "
+    "was a gift from my <r>,` said <h>. `Please take the <x> for it.` So <k> got the <x>, and <h> got the <t> back. "
+    "|And every {spring|summer|winter} the three of them met at the <p> to play with the <x> and the <t>. }",
+
+    /* Lent, and lent again. */
+    "lent the <t> to a <l=nature> <y=animal> named <f=name>. <f He> {liked it|played with it all day|slept beside "
+    "it}, and {soon|one day|by and by} <f he> lent it to <k=name> the <z=animal>. <k> took it to the <p=place> and "
+    "forgot it <u=spot>. {The next day|A week later|When winter came} <h> wanted the <t> back. `I do not have it,` "
+    "said <f>. `I lent it to <k>.` So they {asked|went to see|called} <k>. `I do not have it,` said <k>. `{I am so "
+    "sorry|How silly of me|Now I remember}! I forgot it <u> at the <p>.` All three {hurried|ran|went} to the <p>, and "
+    "there was the <t>, still <u>, with {a bird|a frog|a snail|a spider} sitting on it. {<h> laughed|<k> blushed|<f> "
+    "clapped <f his> hands}, and then they all went home with <h> and ate a <g=food>. ",
+
+    /* Out of reach; who can help depends on where it went. */
+    "was playing with the <t> near the <p=place> when {it got stuck at the top of a tree. `I am afraid of heights,` "
+    "said <h>. Along came a <l=nature> <z=climber> named <k=name>. `Leave it to me,` said <k>, and up <k he> went, "
+    "higher and higher|it fell into the water with a splash. `The water is too cold for me,` said <h>. Along came a "
+    "<l=nature> <z=swimmer> named <k=name>. `Leave it to me,` said <k>, and in <k he> jumped, down to the very "
+    "bottom|it rolled into a deep hole. `I am afraid of the dark,` said <h>. Along came a <l=nature> <z=digger> named "
+    "<k=name>. `Leave it to me,` said <k>, and {into|down} the hole <k he> went, deeper and deeper}. {In no "
+    "time|Before you could count to ten|After a long while} <k he> came back with the <t>. `{How brave you are|How "
+    "can I thank you|You are a true friend}, <k>!` said <h>. `My <r> gave me this <t>.` `{I am always glad to help|It "
+    "was nothing|Any <z> can do that},` said <k>. `But I am hungry now.` So <h> took <k> home and gave <k him> a "
+    "<g=food>. ",
+
+    /* Two gifts in a bag, one of them given away on the road. */
+    "put the <t> and a <g=food> into a basket and went to see <f=name> the <y=animal>, who was ill in bed near the "
+    "<p=place>. On the way, at the <q=place>, <h he> met a <l=nature> <z=animal> named <k=name>, who was crying. `{I "
+    "have had nothing to eat since yesterday,` said <k>. So <h> opened the basket and gave <k> the <g>. When <h he> "
+    "came to the <p>, there was only the <t> left in the basket. `{I have brought you|You shall have} my <t>,` said "
+    "<h> to <f>. `It was a gift from my <r>.` <f> {forgot that <f he> was ill|sat up and smiled}. So <f> had the <t>, "
+    "<k> had the <g>|I am all alone and have nothing to play with,` said <k>. So <h> opened the basket and gave <k> "
+    "the <t>. When <h he> came to the <p>, there was only the <g> left in the basket. `{I have brought you|You shall "
+    "have} a <g>,` said <h> to <f>. <f> {ate all of it and felt much better|forgot that <f he> was ill}. So <f> had "
+    "the <g>, <k> had the <t>}, and <h> had an empty basket and two happy friends. ",
+};
+enum { N_PLOT = sizeof story_plots / sizeof *story_plots };
+
+static const char story_ending[] =
+    "{That night|When the stars came out|At bedtime}, in the little house <o>, <h> the <s> {dreamed of the "
+    "<p>|dreamed of a <b=color> <t>|told <h his> <r> all about it}.";
+
+/* A story being told (script is NULL) or read: then its choices are those that the script shows. */
+typedef struct {
+    const char *script;
+    char text[4096];
+    size_t n;                      /* letters of text */
+    double nats;                   /* -log of the probability of the choices so far */
+    const char *called['z' + 1];   /* called['h']: what <h> is, a place in one of the lists */
+    int slipped;                   /* reading: no single alternative fits the script */
+    uint64_t rng;
+} Story;
+
+/* Writes the template t to `out` up to the next choice or the end; returns where it stopped. */
+static const char *story_plain(const Story *s, const char *t, char *out) {
+    static const char *const pronoun[][2] = {{"he", "she"}, {"him", "her"}, {"his", "her"}, {"He", "She"}};
+    for (; strchr("{|}/", *t) == NULL; t++) { /* which the final 0 ends too */
+        if (*t != '<') {
+            *out++ = *t == '`' ? '"' : *t;
+        } else if (t[2] == '=') {
+            break;
+        } else {
+            const char *called = s->called[(int)t[1]];
+            size_t n = strcspn(called, "|/"), form = 0;
+            if (t[2] == '>') {
+                memcpy(out, called, n);
+            } else {
+                while (strncmp(pronoun[form][0], t + 3, strcspn(t, ">") - 3) != 0) form++;
+                called = pronoun[form][called[n + 1] == 's'], n = strlen(called);
+                memcpy(out, called, n);
+            }
+            out += n;
+            t = strchr(t, '>');
+        }
+    }
+    *out = 0;
+    return t;
+}
+
+/* The alternatives from t on, each an element of at[]; returns how many. *end: where they end. */
+static int story_alternatives(const char *t, const char *at[64], const char **end) {
+    int n = 1, depth = 0;
+    for (at[0] = t; *t != 0 && (*t != '}' || depth > 0); t++) {
+        depth += (*t == '{') - (*t == '}');
+        if (*t == '|' && depth == 0) at[n++] = t + 1;
+    }
+    *end = t;
+    return n;
+}
+
+/* One of n alternatives, each equally probable. */
+static const char *story_choose(Story *s, const char *const at[], int n) {
+    char head[sizeof s->text];
+    const char *chosen = NULL;
+    int fitting = 0;
+    if (s->slipped) return "";
+    s->nats += log(n);
+    if (s->script == NULL) return at[random_bits(&s->rng) % (uint64_t)n];
+    for (int i = 0; i < n; i++) {
+        story_plain(s, at[i], head);
+        if (strncmp(s->script + s->n, head, strlen(head)) == 0) chosen = at[i], fitting++;
+    }
+    if (fitting == 1) return chosen;
+    s->slipped = 1;
+    return "";
+}
+
+/* Those of n alternatives that nothing in the story is called yet; returns how many. */
+static int story_unused(const Story *s, const char *at[], int n) {
+    int unused = 0;
+    for (int i = 0; i < n; i++) {
+        size_t length = strcspn(at[i], "|/");
+        int used = 0;
+        for (const char *const *c = s->called + 'a'; c <= s->called + 'z'; c++)
+            used |= *c != NULL && strncmp(*c, at[i], length) == 0 && strchr("|/", (*c)[length]) != NULL;
+        if (!used) at[unused++] = at[i];
+    }
+    return unused;
+}
+
+/* Tells the template from t to its end, or to where a reader slips. */
+static void story_tell(Story *s, const char *t) {
+    while (!s->slipped) {
+        const char *at[64], *end, *chosen;
+        char *out = s->text + s->n;
+        int n, list = 0;
+        t = story_plain(s, t, out);
+        while (*out != 0 && (s->script == NULL || *out == s->script[s->n])) out++, s->n++;
+        if (*out != 0) {
+            s->slipped = 1;
+        } else if (*t == '{') {
+            n = story_alternatives(t + 1, at, &end);
+            story_tell(s, story_choose(s, at, n));
+            t = end + 1;
+        } else if (*t == '<') {
+            while (strncmp(story_list[list][0], t + 3, strcspn(t, ">") - 3) != 0) list++;
+            n = story_unused(s, at, story_alternatives(story_list[list][1], at, &end));
+            chosen = story_choose(s, at, n);
+            s->called[(int)t[1]] = chosen;
+            story_tell(s, chosen);
+            t = strchr(t, '>') + 1;
+        } else {
+            return;
+        }
+    }
+}
+
+static void story(Story *s) {
+    story_tell(s, story_opening);
+    story_tell(s, story_choose(s, story_plots, N_PLOT));
+    story_tell(s, story_ending);
+}
+
+/* Tells a new story; rng is any number. */
+static void story_write(Story *s, uint64_t rng) {
+    memset(s, 0, sizeof *s);
+    s->rng = rng;
+    story(s);
+}
+
+/* Reads a text as a story. Returns 1 if it is one; s->nats is then -log of its probability. Otherwise 0, and the first
+   s->n letters are how some story begins. */
+static int story_read(Story *s, const char *text) {
+    memset(s, 0, sizeof *s);
+    s->script = text;
+    story(s);
+    return !s->slipped && text[s->n] == 0;
+}
+
+/* 2. OPTIONS =================================================================================================== */
+
+static struct {
+    const char *data, *dir, *init, *tokenizer, *device, *dtype;
+    long long d_model, n_layer, d_state, d_conv, expand, dt_rank, vocab_size, stories;
+    long long batch, len, accumulate, steps, stop, seed, threads;
+    long long log_every, eval_every, eval_tokens, sample_every, sample_tokens, save_every;
+    double minutes, lr, lr_min, warmup, weight_decay, beta1, beta2, clip, held_out, temperature;
+    int untied, resume, lean, help;
+} o;
+
+typedef enum { OPT_FLAG, OPT_INT, OPT_REAL, OPT_TEXT } Kind;
+
+/* On --resume, the value that the run began with holds; or it does unless another is given; or none was stored. */
+typedef enum { FIXED, FREE, UNSTORED } Resumed;
+
+static const struct Option {
+    const char *name, *argument;
+    Kind kind;
+    void *value;
+    const char *initial;           /* as if given; NULL: none */
+    double low, high;
+    Resumed resumed;
+    const char *help;
+} option[] = {
+    {"DATA", "", OPT_TEXT, &o.data, NULL, 0, 0, FREE, "a text file (bytes of any kind), or the word stories: built in"},
+    {"-o", "DIR", OPT_TEXT, &o.dir, NULL, 0, 0, UNSTORED, "directory for what the run leaves"},
+    {"--resume", "", OPT_FLAG, &o.resume, "0", 0, 1, UNSTORED, "go on with the run in DIR, with its options"},
+    {"--init", "DIR", OPT_TEXT, &o.init, NULL, 0, 0, FIXED, "start from this checkpoint's weights and tokenizer"},
+    {"--steps", "N", OPT_INT, &o.steps, "0", 0, 1e9, FIXED, "length of the run in steps, or"},
+    {"--minutes", "M", OPT_REAL, &o.minutes, "10", 0.01, 1e6, FIXED, "in minutes; the rate decays with time"},
+    {"--stop", "N", OPT_INT, &o.stop, "0", 0, 1e9, UNSTORED, "stop for now after step N, as by Ctrl-C"},
+
+    {"--d-model", "N", OPT_INT, &o.d_model, "128", 1, 1 << 14, FIXED, "width of the model"},
+    {"--n-layer", "N", OPT_INT, &o.n_layer, "4", 1, 1 << 10, FIXED, "blocks"},
+    {"--d-state", "N", OPT_INT, &o.d_state, "16", 1, 256, FIXED, "states per channel"},
+    {"--d-conv", "N", OPT_INT, &o.d_conv, "4", 1, 8, FIXED, "taps of the convolution"},
+    {"--expand", "N", OPT_INT, &o.expand, "2", 1, 8, FIXED, "channels in a block per unit of width"},
+    {"--dt-rank", "N", OPT_INT, &o.dt_rank, "0", 0, 1 << 12, FIXED, "rank of delta's projection; 0: d-model / 16"},
+    {"--untied", "", OPT_FLAG, &o.untied, "0", 0, 1, FIXED, "a head of its own, not the embedding"},
+
+    {"--tokenizer", "NAME", OPT_TEXT, &o.tokenizer, NULL, 0, 0, FIXED, "a tokenizer.bin, or bytes (default: ours)"},
+    {"--vocab-size", "N", OPT_INT, &o.vocab_size, "0", 0, 1 << 20, FIXED, "train a tokenizer on DATA first"},
+    {"--held-out", "F", OPT_REAL, &o.held_out, "0.1", 0.0001, 0.9, FIXED, "share of DATA, its end, that is held out"},
+    {"--stories", "N", OPT_INT, &o.stories, "10000", 10, 1e7, FIXED, "how many stories there are"},
+
+    {"--batch", "N", OPT_INT, &o.batch, "8", 1, 1 << 20, FIXED, "windows at once"},
+    {"--len", "N", OPT_INT, &o.len, "256", 1, 1 << 24, FIXED, "tokens in a window"},
+    {"--accumulate", "N", OPT_INT, &o.accumulate, "1", 1, 1 << 20, FIXED, "batches in a step"},
+    {"--lr", "R", OPT_REAL, &o.lr, "0.003", 0, 10, FIXED, "peak learning rate"},
+    {"--lr-min", "R", OPT_REAL, &o.lr_min, "0.00001", 0, 10, FIXED, "learning rate at the end, after half a cosine"},
+    {"--warmup", "F", OPT_REAL, &o.warmup, "0.05", 0, 1, FIXED, "share of the run in which the rate rises"},
+    {"--weight-decay", "R", OPT_REAL, &o.weight_decay, "0.1", 0, 10, FIXED, "of AdamW, on matrices only"},
+    {"--beta1", "R", OPT_REAL, &o.beta1, "0.9", 0, 0.99999, FIXED, "of AdamW"},
+    {"--beta2", "R", OPT_REAL, &o.beta2, "0.95", 0, 0.99999, FIXED, "of AdamW"},
+    {"--clip", "R", OPT_REAL, &o.clip, "1", 0, 1e9, FIXED, "largest norm of the gradient; 0: any"},
+    {"--seed", "N", OPT_INT, &o.seed, "1", 0, 9e15, FIXED, "of weights, windows and samples"},
+
+    {"--log-every", "N", OPT_INT, &o.log_every, "10", 1, 1e9, FREE, "steps between lines of DIR/log.csv"},
+    {"--eval-every", "N", OPT_INT, &o.eval_every, "100", 0, 1e9, FREE, "steps between evaluations; 0: only at the end"},
+    {"--eval-tokens", "N", OPT_INT, &o.eval_tokens, "20000", 0, 1e15, FREE, "tokens in each but the last; 0: all"},
+    {"--sample-every", "N", OPT_INT, &o.sample_every, "200", 0, 1e9, FREE, "steps between samples; 0: only at the end"},
+    {"--sample-tokens", "N", OPT_INT, &o.sample_tokens, "300", 1, 1 << 20, FREE, "length of a sample"},
+    {"--temperature", "T", OPT_REAL, &o.temperature, "0.8", 0, 100, FREE, "of samples"},
+    {"--save-every", "N", OPT_INT, &o.save_every, "1000", 0, 1e9, FREE, "steps between saves; 0: only at the end"},
+
+    {"--device", "NAME", OPT_TEXT, &o.device, "auto", 0, 0, FREE, "cpu, cuda, or auto: cuda if there is one"},
+    {"--dtype", "NAME", OPT_TEXT, &o.dtype, NULL, 0, 0, FIXED, "on a GPU: fp32, tf32 or bf16"},
+    {"--lean", "", OPT_FLAG, &o.lean, "0", 0, 1, FREE, "on a GPU: less memory, by computing activations twice"},
+    {"--threads", "N", OPT_INT, &o.threads, "0", 0, 1024, FREE, "on the CPU; 0: as many as there are cores"},
+    {"--help", "", OPT_FLAG, &o.help, "0", 0, 1, UNSTORED, "this"},
+};
+enum { N_OPTION = sizeof option / sizeof *option };
+
+static const char *option_text[N_OPTION]; /* as given, stored or initial */
+static int option_given[N_OPTION];
+
+static const char *const conflict[][2] = {
+    {"--steps", "--minutes"}, {"--tokenizer", "--vocab-size"}, {"--init", "--vocab-size"}, {"--init", "--d-model"},
+    {"--init", "--n-layer"}, {"--init", "--d-state"}, {"--init", "--d-conv"}, {"--init", "--expand"},
+    {"--init", "--dt-rank"}, {"--init", "--untied"},
+};
+
+static void print_usage(void) {
+    printf("./train [options] DATA -o DIR      trains a model; sample from it with ./run DIR\n");
+    for (int i = 0; i < N_OPTION; i++) {
+        const struct Option *p = &option[i];
+        int width = printf("  %s %s", p->name, p->argument);
+        printf("%*s%s", 24 - width, "", p->help);
+        if (p->initial != NULL && p->kind != OPT_FLAG) printf(" (default: %s)", p->initial);
+        printf("\n");
+    }
+}
+
+static int set_option(int i, const char *text) {
+    const struct Option *p = &option[i];
+    char *end = NULL;
+    double value = 0;
+    if (p->kind == OPT_TEXT) *(const char **)p->value = text;
+    else value = strtod(text, &end);
+    if (p->kind == OPT_FLAG) *(int *)p->value = value != 0;
+    if (p->kind == OPT_REAL) *(double *)p->value = value;
+    if (p->kind == OPT_INT && value >= p->low && value <= p->high) *(long long *)p->value = (long long)value;
+    if (end != NULL && (end == text || *end != 0 || !(value >= p->low && value <= p->high) ||
+                        (p->kind == OPT_INT && value != floor(value))))
+        return fail("option %s: '%s' is not a %s from %.12g to %.12g", p->name, text,
+                    p->kind == OPT_INT ? "whole number" : "number", p->low, p->high);
+    option_text[i] = text;
+    return 0;
+}
+
+static int find_option(const char *name) {
+    int i = 0;
+    while (i < N_OPTION && strcmp(option[i].name, name) != 0) i++;
+    return i;
+}
+
+static int parse_options(int argc, char **argv) {
+    for (int i = 0; i < N_OPTION; i++)
+        if (option[i].initial != NULL && set_option(i, option[i].initial) != 0) return -1;
+    for (int i = 1; i < argc; i++) {
+        int k = argv[i][0] == '-' ? find_option(argv[i]) : 0; /* option 0 is DATA */
+        if (k == N_OPTION) return fail("option %s: there is none of this name; see --help", argv[i]);
+        if (k == 0 && option_given[0]) return fail("one DATA is expected, got %s and %s", o.data, argv[i]);
+        if (option[k].argument[0] != 0 && ++i == argc)
+            return fail("option %s: expected %s", option[k].name, option[k].argument);
+        if (set_option(k, option[k].kind == OPT_FLAG ? "1" : argv[i]) != 0) return -1;
+        option_given[k] = 1;
+    }
+    if (o.help) return 0;
+    for (size_t i = 0; i < sizeof conflict / sizeof *conflict; i++)
+        if (option_given[find_option(conflict[i][0])] && option_given[find_option(conflict[i][1])])
+            return fail("options %s and %s do not go together", conflict[i][0], conflict[i][1]);
+    if (o.data == NULL && !o.resume) return fail("DATA is expected: a text file, or stories; see --help");
+    return o.dir != NULL ? 0 : fail("option -o: a directory for the model is expected; see --help");
+}
+
+/* Takes over the value of an option that the run in DIR began with; `path` is where it was stored. */
+static int resume_option(int i, const char *stored, const char *path) {
+    const struct Option *p = &option[i];
+    int differs = option_given[i] && strcmp(option_text[i], stored) != 0;
+    if (p->kind != OPT_TEXT) differs = option_given[i] && strtod(option_text[i], NULL) != strtod(stored, NULL);
+    if (p->resumed == UNSTORED || (p->resumed == FREE && option_given[i])) return 0;
+    if (differs)
+        return fail("%s: the run began with %s %s and cannot go on with %s; --init %s starts a new one from its "
+                    "weights", path, p->name, stored, option_text[i], o.dir);
+    return set_option(i, stored);
+}
+
+/* 3. DATA ====================================================================================================== */
+
+/* A row of the held-out text, to measure the model on: ids[start] ... are fed, and those that follow the positions from
+   <= t < to are to be predicted. The rows together predict every held-out token once. */
+typedef struct {
+    long start;
+    int from, to;
+    double nats;                   /* of stories: their exact entropy */
+} Row;
+
+typedef struct {
+    const char *name;
+    Tokenizer tokenizer;
+    int *ids, is_stories, has_ends; /* has_ends: there is an <|endoftext|> in the training part */
+    long n, n_train;               /* ids; of them, those to train on, which come first */
+    uint64_t hash;                 /* of the text: --resume needs the same */
+    Row *row;
+    int n_row, row_len;
+} Data;
+
+static void data_free(Data *d) {
+    tokenizer_free(&d->tokenizer);
+    free(d->ids);
+    release(d->row);
+}
+
+/* The vocabulary of a run: its own, or as told, or the checkpoint's, or the default, beside this program or here. */
+static int choose_tokenizer(Tokenizer *t, const char *program, const char *text, size_t n) {
+    enum { STORY_VOCAB = 512 };
+    char path[PATH_SIZE], why[sizeof error_message];
+    const char *slash = strrchr(program, '/');
+    int dir_length = slash != NULL ? (int)(slash - program) : 1, is_stories = strcmp(o.data, "stories") == 0;
+    if (o.resume) return join_path(path, o.dir, "tokenizer.bin") != 0 ? -1 : tokenizer_load(t, path);
+    if (o.tokenizer != NULL && strcmp(o.tokenizer, "bytes") == 0) return tokenizer_bytes(t);
+    if (o.tokenizer != NULL) return tokenizer_load(t, o.tokenizer);
+    if (o.init != NULL) return join_path(path, o.init, "tokenizer.bin") != 0 ? -1 : tokenizer_load(t, path);
+    if (o.vocab_size > 0 || is_stories) {
+        if (tokenizer_train(t, text, n, o.vocab_size > 0 ? (int)o.vocab_size : STORY_VOCAB) == 0) return 0;
+        snprintf(why, sizeof why, "%s", error_message);
+        return fail("%s: option --vocab-size: %s", o.data, why);
+    }
+    snprintf(path, sizeof path, "%.*s/tokenizer.bin", dir_length, slash != NULL ? program : ".");
+    if (tokenizer_load(t, path) == 0 || tokenizer_load(t, "tokenizer.bin") == 0) return 0;
+    snprintf(why, sizeof why, "%s", error_message);
+    return fail("%s (choose a vocabulary with --tokenizer or --vocab-size)", why);
+}
+
+static const uint64_t FNV_START = 14695981039346656037u;
+
+static uint64_t hash_bytes(uint64_t hash, const char *text, size_t n) { /* FNV-1a */
+    for (size_t i = 0; i < n; i++) hash = (hash ^ (unsigned char)text[i]) * 1099511628211u;
+    return hash;
+}
+
+static void add_row(Data *d, long start, int from, int to) {
+    Row *row = &d->row[d->n_row++];
+    row->start = start, row->from = from, row->to = to, row->nats = 0;
+    if (to > d->row_len) d->row_len = to;
+}
+
+/* A text file; its end is held out. Each row predicts a window's length of tokens with the window before as context. */
+static int load_text(Data *d, const char *program) {
+    size_t n, n_train;
+    char *text = read_file(o.data, &n);
+    long more = -1;
+    if (text == NULL) return -1;
+    n_train = n - (size_t)((double)n * o.held_out);
+    while (n_train < n && (text[n_train] & 0xc0) == 0x80) n_train++; /* not within a UTF-8 character */
+    d->hash = hash_bytes(FNV_START, text, n);
+    d->ids = (int *)malloc((n + 1) * sizeof(int));
+    if (d->ids == NULL) fail("%s: out of memory: %zu bytes of text", o.data, n);
+    else if (choose_tokenizer(&d->tokenizer, program, text, n_train) == 0)
+        more = d->n_train = tokenizer_encode(&d->tokenizer, text, n_train, d->ids);
+    if (more >= 0) more = tokenizer_encode(&d->tokenizer, text + n_train, n - n_train, d->ids + d->n_train);
+    release(text);
+    if (more < 0) return -1;
+    d->n = d->n_train + more;
+    if (d->n_train <= o.len || more == 0)
+        return fail("%s: %ld tokens to train on and %ld held out are too few for windows of --len %lld", o.data,
+                    d->n_train, more, o.len);
+    d->row = (Row *)allocate((size_t)(more / o.len + 1), sizeof *d->row);
+    if (d->row == NULL) return -1;
+    for (long first = d->n_train; first < d->n; first += (long)o.len) {
+        long last = first + (long)o.len < d->n ? first + (long)o.len : d->n; /* predicts ids[first] to ids[last - 1] */
+        long start = first > (long)o.len ? first - 1 - (long)o.len : 0;
+        add_row(d, start, (int)(first - 1 - start), (int)(last - 1 - start));
+    }
+    return 0;
+}
+
+/* Stories, each after an <|endoftext|>. A row holds as many whole ones as a window does, but at least one. */
+static int load_stories(Data *d, const char *program) {
+    enum { FOR_VOCAB = 1000 };
+    static Story s;
+    size_t room = 0, n_text = 0;
+    char *text = (char *)allocate(FOR_VOCAB, sizeof s.text);
+    long n_train = (long)((double)o.stories * (1 - o.held_out)), more;
+    int failed;
+    d->hash = FNV_START;
+    if (text == NULL) return -1;
+    for (long k = 0; k < FOR_VOCAB && k < n_train; k++, n_text += s.n) {
+        story_write(&s, (uint64_t)k);
+        memcpy(text + n_text, s.text, s.n);
+    }
+    failed = choose_tokenizer(&d->tokenizer, program, text, n_text);
+    release(text);
+    if (failed) return -1;
+    if (d->tokenizer.end_of_text < 0) return fail("option --tokenizer: stories need one that has %s", END_OF_TEXT);
+    d->row = (Row *)allocate((size_t)(o.stories - n_train), sizeof *d->row);
+    if (d->row == NULL) return -1;
+    for (long k = 0; k < o.stories; k++) {
+        Row *row = d->n_row > 0 ? &d->row[d->n_row - 1] : NULL;
+        int *ids = d->ids;
+        long start = d->n;
+        if ((size_t)d->n + sizeof s.text + 2 > room) {
+            room = 2 * ((size_t)d->n + sizeof s.text);
+            ids = (int *)realloc(d->ids, room * sizeof(int));
+            if (ids == NULL) return fail("out of memory: %zu tokens of stories", room);
+            d->ids = ids;
+        }
+        story_write(&s, (uint64_t)k);
+        d->hash = hash_bytes(d->hash, s.text, s.n);
+        ids[d->n++] = d->tokenizer.end_of_text;
+        more = tokenizer_encode(&d->tokenizer, s.text, s.n, ids + d->n);
+        if (more < 0) return -1;
+        d->n += more;
+        if (k < n_train) d->n_train = d->n;
+        if (k < n_train) continue;
+        if (row == NULL || d->n - row->start > o.len) add_row(d, start, 0, (int)(d->n - start));
+        else row->to = (int)(d->n - row->start);
+        d->row[d->n_row - 1].nats += s.nats;
+        if (d->row[d->n_row - 1].to > d->row_len) d->row_len = d->row[d->n_row - 1].to;
+    }
+    d->ids[d->n++] = d->tokenizer.end_of_text;
+    if (d->n_train > o.len) return 0;
+    return fail("stories: %ld tokens to train on are too few for windows of --len %lld; tell more with --stories",
+                d->n_train, o.len);
+}
+
+static int load_data(Data *d, const char *program) {
+    d->is_stories = strcmp(o.data, "stories") == 0;
+    if ((d->is_stories ? load_stories : load_text)(d, program) != 0) return -1;
+    for (long i = 0; i < d->n_train; i++) d->has_ends |= d->ids[i] == d->tokenizer.end_of_text;
+    return 0;
+}
+
+/* Random windows to train on; the targets are the tokens, one later. A window of stories goes back to where a story
+   begins, if that is near enough to keep the token that it was drawn at. In a text that has no <|endoftext|>, one
+   window in 8 begins with one, in place of its first token, so that the model learns to begin a text.
+   tokens, targets: (batch, len) */
+static void draw_windows(const Data *d, uint64_t *rng, int *tokens, int *targets) {
+    int end = d->tokenizer.end_of_text;
+    for (long long b = 0; b < o.batch; b++) {
+        long drawn = (long)(random_bits(rng) % (uint64_t)(d->n_train - o.len)), start = drawn;
+        int *window = tokens + b * o.len, is_first = random_bits(rng) % 8 == 0;
+        while (d->is_stories && d->ids[start] != end && drawn - start < o.len) start--;
+        if (d->is_stories && d->ids[start] != end) start = drawn;
+        memcpy(window, d->ids + start, (size_t)o.len * sizeof *window);
+        memcpy(targets + b * o.len, d->ids + start + 1, (size_t)o.len * sizeof *window);
+        if (is_first && !d->has_ends && end >= 0) window[0] = end;
+    }
+}
+
+/* 4. THE RUN =================================================================================================== */
+
+static volatile sig_atomic_t interrupted;
+
+/* The first Ctrl-C asks for a stop; a second one is no longer caught. */
+static void on_signal(int number) {
+    interrupted = 1;
+    signal(number, SIG_DFL);
+}
+
+static double seconds(void) {
+    struct timespec now;
+#ifdef _WIN32
+    timespec_get(&now, TIME_UTC);
+#else
+    clock_gettime(CLOCK_MONOTONIC, &now);
+#endif
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
+static int terminal_width(void) {
+#ifdef TIOCGWINSZ
+    struct winsize size;
+    if (ioctl(1, TIOCGWINSZ, &size) == 0 && size.ws_col > 0) return size.ws_col;
+#endif
+    return 80;
+}
+
+/* What was measured on the held-out text, in sum; n is 0 before. floor: the stories' own entropy. */
+typedef struct { double nats, floor; long n_tokens, n_bytes; } Score;
+
+typedef struct {
+    Data data;
+    Model model;
+    Backend backend;
+    AdamW adamw;
+    long step, begun_at;           /* steps done; those before this sitting */
+    uint64_t rng;                  /* draws the windows */
+    double earlier, started;       /* seconds in sittings before; when this one started */
+    double stepping, spoken;       /* seconds spent in steps; when the last line was printed */
+    double rate, loss, norm;       /* of the last step that was asked for them */
+    Score score;                   /* the last one */
+    int *tokens, *targets;         /* (batch, len) */
+    int *fed, *wanted;             /* (EVAL_STREAMS, row_len) */
+    real *moment1, *moment2;
+    FILE *log;
+    int has_backend, is_terminal;
+} Run;
+
+enum { EVAL_STREAMS = 16 };
+
+static double elapsed(const Run *r) { return r->earlier + seconds() - r->started; }
+
+static double tokens_per_step(void) { return (double)(o.batch * o.len * o.accumulate); }
+
+static int is_done(const Run *r) { return o.steps > 0 ? r->step >= o.steps : elapsed(r) >= 60 * o.minutes; }
+
+static int is_due(const Run *r, long long every) { return every > 0 && r->step % every == 0; }
+
+/* One step. Only where it is reported is the loss asked for, so that a GPU need not wait for it at every step. */
+static int take_step(Run *r) {
+    const Backend *backend = &r->backend;
+    double before = seconds(), *loss = NULL, *norm = NULL;
+    long done = o.steps > 0 ? r->step : (long)(1000 * elapsed(r)); /* of a total, in steps or milliseconds */
+    long total = o.steps > 0 ? (long)o.steps : (long)(60000 * o.minutes);
+    r->rate = learning_rate(done + 1, (long)(o.warmup * (double)total), total, o.lr, o.lr_min < o.lr ? o.lr_min : o.lr);
+    for (long long i = 0; i < o.accumulate; i++) {
+        draw_windows(&r->data, &r->rng, r->tokens, r->targets);
+        if (backend->gradient(backend->self, r->tokens, r->targets, (int)o.batch, (int)o.len, 1.0 / o.accumulate) != 0)
+            return -1;
+    }
+    r->step++;
+    if (is_due(r, o.log_every) || is_due(r, o.eval_every) || r->step == o.steps) loss = &r->loss, norm = &r->norm;
+    if (backend->update(backend->self, &r->adamw, r->rate, r->step, loss, norm) != 0) return -1;
+    r->stepping += seconds() - before;
+    if (loss != NULL && !isfinite(*loss)) return fail("step %ld: the loss is not finite; try a smaller --lr", r->step);
+    return 0;
+}
+
+/* Measures the model on the held-out rows, or on as many of them, evenly spread, as have about `limit` tokens if that
+   is not 0. Ctrl-C ends it early. */
+static int evaluate(Run *r, long long limit) {
+    const Data *d = &r->data;
+    const Backend *backend = &r->backend;
+    Score sum = {0, 0, 0, 0};
+    long n_token = d->n - d->n_train, n_row = d->n_row, width = d->row_len;
+    if (limit > 0 && limit < n_token) n_row = (long)((double)n_row * (double)limit / (double)n_token) + 1;
+    for (long first = 0; first < n_row && (!interrupted || first == 0); first += EVAL_STREAMS) {
+        int streams = n_row - first < EVAL_STREAMS ? (int)(n_row - first) : EVAL_STREAMS;
+        long before = sum.n_tokens;
+        double loss;
+        for (int b = 0; b < streams; b++) {
+            const Row *row = &d->row[(first + b) * d->n_row / n_row];
+            for (long t = 0; t < width; t++) {
+                int is_wanted = t >= row->from && t < row->to;
+                size_t bytes;
+                r->fed[b * width + t] = t < row->to ? d->ids[row->start + t] : 0;
+                r->wanted[b * width + t] = is_wanted ? d->ids[row->start + t + 1] : -1;
+                if (!is_wanted) continue;
+                tokenizer_piece(&d->tokenizer, d->ids[row->start + t + 1], &bytes);
+                sum.n_tokens++, sum.n_bytes += (long)bytes;
+            }
+            sum.floor += row->nats;
+        }
+        if (backend->reset(backend->self, streams) != 0 ||
+            backend->evaluate(backend->self, r->fed, r->wanted, (int)width, &loss, NULL) != 0) return -1;
+        sum.nats += loss * (double)(sum.n_tokens - before);
+    }
+    r->score = sum;
+    return 0;
+}
+
+static double per_token(double nats, const Score *s) { return nats / (double)s->n_tokens; }
+static double bits_per_byte(double nats, const Score *s) { return nats / (double)s->n_bytes / log(2); }
+
+static void print_duration(char *out, size_t size, double s) {
+    long t = s > 0 ? (long)(s + 0.5) : 0;
+    if (t < 3600) snprintf(out, size, "%ld:%02ld", t / 60, t % 60);
+    else snprintf(out, size, "%ld:%02ld:%02ld", t / 3600, t / 60 % 60, t % 60);
+}
+
+/* The line of progress: on a terminal always the same one, else one more. */
+static void print_progress(Run *r) {
+    char line[512], left[32];
+    double steps = (double)(r->step - r->begun_at), speed = steps * tokens_per_step() / r->stepping;
+    double to_go = 60 * o.minutes - elapsed(r);
+    int n;
+    if (o.steps > 0) to_go = (double)(o.steps - r->step) / steps * (seconds() - r->started);
+    print_duration(left, sizeof left, to_go);
+    n = snprintf(line, sizeof line, "step %ld  loss %.3f", r->step, r->loss);
+    if (r->score.n_tokens > 0)
+        n += snprintf(line + n, sizeof line - (size_t)n, "  held-out %.3f nats/token, %.3f bits/byte",
+                      per_token(r->score.nats, &r->score), bits_per_byte(r->score.nats, &r->score));
+    if (r->score.n_tokens > 0 && r->data.is_stories)
+        n += snprintf(line + n, sizeof line - (size_t)n, " (floor %.3f, %.3f)", per_token(r->score.floor, &r->score),
+                      bits_per_byte(r->score.floor, &r->score));
+    snprintf(line + n, sizeof line - (size_t)n, "  %.0f tokens/s  %s left", speed, left);
+    if (r->is_terminal) printf("\r%.*s\033[K", terminal_width() - 1, line);
+    else printf("%s\n", line);
+    fflush(stdout);
+    r->spoken = seconds();
+}
+
+static int write_log(Run *r, int measured) {
+    const Score *s = &r->score;
+    fprintf(r->log, "%ld,%.0f,%.2f,%.6g,%.5f,%.5f,", r->step, (double)r->step * tokens_per_step(), elapsed(r), r->rate,
+            r->loss, r->norm);
+    if (measured) fprintf(r->log, "%.5f,%.5f,", per_token(s->nats, s), bits_per_byte(s->nats, s));
+    else fprintf(r->log, ",,");
+    if (measured && r->data.is_stories) fprintf(r->log, "%.5f", per_token(s->floor, s));
+    fputc('\n', r->log);
+    return fflush(r->log) == 0 && !ferror(r->log) ? 0 : fail("%s/log.csv: cannot write: %s", o.dir, strerror(errno));
+}
+
+/* Samples n texts at once. out: (n, sample_tokens) */
+static int generate(Run *r, int *out, int n) {
+    Sampler sampler[EVAL_STREAMS];
+    int start[EVAL_STREAMS], status = 0, made = 0;
+    for (; made < n && status == 0; made++) {
+        start[made] = r->data.tokenizer.end_of_text >= 0 ? r->data.tokenizer.end_of_text : r->data.ids[0];
+        status = sampler_create(&sampler[made], r->model.config.vocab_size, 0, (uint64_t)(o.seed + r->step + made));
+        sampler[made].temperature = o.temperature, sampler[made].n_vocab = r->data.tokenizer.n_vocab;
+    }
+    if (status == 0) status = r->backend.reset(r->backend.self, n);
+    if (status == 0) status = r->backend.forward(r->backend.self, start, 1, NULL, 0);
+    if (status == 0) status = r->backend.generate(r->backend.self, out, (int)o.sample_tokens, sampler);
+    while (made > 0) sampler_free(&sampler[--made]);
+    return status;
+}
+
+/* The text of sampled ids up to <|endoftext|>; *ended: it came. The caller releases the text. */
+static char *decode(const Data *d, const int *ids, int *ended, size_t *n) {
+    size_t bytes;
+    long count = 0;
+    char *text, *at;
+    for (*n = 1; count < o.sample_tokens && ids[count] != d->tokenizer.end_of_text; count++, *n += bytes)
+        tokenizer_piece(&d->tokenizer, ids[count], &bytes);
+    *ended = count < o.sample_tokens;
+    text = at = (char *)allocate((*n)--, 1);
+    for (long i = 0; text != NULL && i < count; i++, at += bytes) {
+        const char *piece = tokenizer_piece(&d->tokenizer, ids[i], &bytes);
+        memcpy(at, piece, bytes);
+    }
+    return text;
+}
+
+/* Prints a sample; control characters as question marks. Of what is no story, the place where it ceases to be one. */
+static void print_text(const Run *r, const char *text, size_t n, const Story *story) {
+    size_t from = story->n > 20 ? story->n - 20 : 0;
+    printf(r->is_terminal ? "\r\033[K\n" : "\n");
+    for (size_t i = 0; i < n; i++)
+        putchar((unsigned char)text[i] >= 32 || text[i] == '\n' || text[i] == '\t' ? text[i] : '?');
+    printf("\n");
+    if (r->data.is_stories && text[story->n] != 0)
+        printf("[no story goes on like this: \"...%.*s>>%.12s...\"]\n", (int)(story->n - from), text + from,
+               text + story->n);
+}
+
+/* Samples n texts and prints the first, and how many of them are stories to the last word. */
+static int print_samples(Run *r, int n) {
+    static Story story;
+    int *ids = (int *)allocate((size_t)(n * o.sample_tokens), sizeof *ids), right = 0, ended;
+    int status = ids != NULL ? generate(r, ids, n) : -1;
+    for (int i = 0; i < n && status == 0; i++) {
+        size_t length;
+        char *text = decode(&r->data, ids + i * o.sample_tokens, &ended, &length);
+        if (text == NULL) status = -1;
+        else if (story_read(&story, text) && ended) right++;
+        if (text != NULL && i == 0) print_text(r, text, length, &story);
+        release(text);
+    }
+    if (status == 0 && n > 1 && r->data.is_stories)
+        printf("[%d of %d samples are stories to the last word]\n", right, n);
+    printf("\n");
+    fflush(stdout);
+    release(ids);
+    return status;
+}
+
+/* 5. FILES ===================================================================================================== */
+
+/* DIR/optimizer.safetensors has all that it takes to go on: the weights, both moments, and as metadata the step, the
+   random state and the options. One file, replaced as a whole, so that what it holds is of one step. In a run measured
+   in steps nothing in it depends on the clock: two halves leave the same bytes as the whole. */
+enum { META_STEP, META_RNG, META_SECONDS, META_DATA, META_OPTIONS, N_META = META_OPTIONS + N_OPTION };
+
+static void checkpoint_groups(const Run *r, Group group[3]) {
+    static const char *const prefix[] = {"weight.", "moment1.", "moment2."};
+    for (int g = 0; g < 3; g++) {
+        group[g].prefix = prefix[g], group[g].row = r->model.tensor, group[g].n_row = r->model.n_tensor;
+        group[g].base = g == 0 ? r->model.weights : g == 1 ? r->moment1 : r->moment2;
+    }
+}
+
+static void checkpoint_keys(Metadata *meta) {
+    static const char *const key[] = {"step", "rng", "seconds", "data"};
+    memset(meta, 0, N_META * sizeof *meta);
+    for (int i = 0; i < N_META; i++) meta[i].key = i < META_OPTIONS ? key[i] : option[i - META_OPTIONS].name;
+}
+
+static int save(Run *r) {
+    static Metadata meta[N_META];
+    const Backend *backend = &r->backend;
+    Group group[3];
+    char path[PATH_SIZE];
+    if (backend->copy(backend->self, WEIGHTS, r->model.weights, 0) != 0 ||
+        backend->copy(backend->self, MOMENT1, r->moment1, 0) != 0 ||
+        backend->copy(backend->self, MOMENT2, r->moment2, 0) != 0) return -1;
+    for (size_t i = 0; i < r->model.n_param; i++)
+        if (!isfinite(r->model.weights[i]))
+            return fail("step %ld: the weights are not finite and are not saved; try a smaller --lr", r->step);
+    checkpoint_keys(meta);
+    snprintf(meta[META_STEP].value, sizeof meta->value, "%ld", r->step);
+    snprintf(meta[META_RNG].value, sizeof meta->value, "%llu", (unsigned long long)r->rng);
+    snprintf(meta[META_SECONDS].value, sizeof meta->value, "%.3f", o.steps > 0 ? 0 : elapsed(r));
+    snprintf(meta[META_DATA].value, sizeof meta->value, "%016llx", (unsigned long long)r->data.hash);
+    for (int i = 0; i < N_OPTION; i++)
+        if (option[i].resumed != UNSTORED && option_text[i] != NULL)
+            snprintf(meta[META_OPTIONS + i].value, sizeof meta->value, "%s", option_text[i]);
+    checkpoint_groups(r, group);
+    if (join_path(path, o.dir, "optimizer.safetensors") != 0 || model_save(&r->model, o.dir) != 0) return -1;
+    return tensors_save(path, group, 3, meta, N_META);
+}
+
+/* The inverse of save(): options, weights and moments of the run in DIR. */
+static int load(Run *r) {
+    static Metadata meta[N_META];
+    Group group[3];
+    Config c;
+    char path[PATH_SIZE];
+    if (config_load(&c, o.dir) != 0 || model_create(&r->model, &c) != 0) return -1;
+    r->moment1 = (real *)allocate(r->model.n_param, sizeof(real));
+    r->moment2 = (real *)allocate(r->model.n_param, sizeof(real));
+    if (r->moment1 == NULL || r->moment2 == NULL || join_path(path, o.dir, "optimizer.safetensors") != 0) return -1;
+    checkpoint_keys(meta);
+    checkpoint_groups(r, group);
+    if (tensors_load(path, group, 3, meta, N_META) != 0) return -1;
+    for (int i = 0; i < N_OPTION; i++) {
+        const char *stored = meta[META_OPTIONS + i].value;
+        if (stored[0] != 0 && resume_option(i, stored, path) != 0) return -1;
+    }
+    r->step = r->begun_at = atol(meta[META_STEP].value);
+    r->rng = strtoull(meta[META_RNG].value, NULL, 10);
+    r->earlier = atof(meta[META_SECONDS].value);
+    r->data.hash = strtoull(meta[META_DATA].value, NULL, 16);
+    if (r->step < 1 || !(r->earlier >= 0)) return fail("%s: step or seconds of the metadata are no numbers", path);
+    return 0;
+}
+
+/* A new model: of the sizes in the options, or a checkpoint's. */
+static int create(Run *r) {
+    Config c;
+    char path[PATH_SIZE];
+    memset(&c, 0, sizeof c);
+    if (is_there(path, o.dir, "model.safetensors") || is_there(path, o.dir, "optimizer.safetensors"))
+        return fail("%s: it is there already; --resume goes on with it, another -o DIR keeps it", path);
+    if (o.init != NULL) {
+        if (model_load(&r->model, o.init) != 0) return -1;
+    } else {
+        c.vocab_size = (r->data.tokenizer.n_vocab + 7) / 8 * 8; /* rows in full vectors */
+        c.d_model = (int)o.d_model, c.n_layer = (int)o.n_layer, c.d_state = (int)o.d_state, c.d_conv = (int)o.d_conv;
+        c.expand = (int)o.expand, c.d_inner = c.expand * c.d_model;
+        c.dt_rank = o.dt_rank > 0 ? (int)o.dt_rank : (c.d_model + 15) / 16;
+        c.conv_bias = 1, c.tied = !o.untied, c.norm_eps = 1e-5;
+        c.bos_id = c.eos_id = c.pad_id = r->data.tokenizer.end_of_text;
+        if (config_check(&c, "options") != 0 || model_create(&r->model, &c) != 0) return -1;
+        model_init(&r->model, (uint64_t)o.seed);
+    }
+    r->rng = (uint64_t)o.seed;
+    r->moment1 = (real *)allocate(r->model.n_param, sizeof(real));
+    r->moment2 = (real *)allocate(r->model.n_param, sizeof(real));
+    return r->moment1 != NULL && r->moment2 != NULL ? 0 : -1;
+}
+
+/* DIR, and those above it that are missing. */
+static int make_directories(void) {
+    char path[PATH_SIZE];
+    if (join_path(path, o.dir, "") != 0) return -1;
+    for (char *p = path + 1; *p != 0; p++) {
+        if (*p != '/') continue;
+        *p = 0;
+        if (make_directory(path) != 0 && errno != EEXIST)
+            return fail("%s: cannot make the directory: %s", path, strerror(errno));
+        *p = '/';
+    }
+    return 0;
+}
+
+/* Opens DIR/log.csv. On --resume, lines after the step that it goes on from are dropped. */
+static int open_log(Run *r) {
+    static const char header[] = "step,tokens,seconds,learning_rate,loss,gradient_norm,held_out_nats_per_token,"
+                                 "held_out_bits_per_byte,floor_nats_per_token\n";
+    char path[PATH_SIZE], *text = NULL, *line;
+    size_t n = 0;
+    int status = -1;
+    if (is_there(path, o.dir, "log.csv") && o.resume) {
+        text = read_file(path, &n);
+        if (text == NULL) return -1;
+        line = strchr(text, '\n');
+        for (; line != NULL && line[1] != 0 && atol(line + 1) <= r->step; line = strchr(line + 1, '\n'))
+            if (o.steps > 0) sscanf(line + 1, "%*[^,],%*[^,],%lf", &r->earlier);
+        if (line != NULL) n = (size_t)(line + 1 - text);
+    }
+    if (join_path(path, o.dir, "log.csv") == 0)
+        status = text != NULL ? write_file(path, text, n) : write_file(path, header, strlen(header));
+    release(text);
+    if (status != 0) return -1;
+    r->log = fopen(path, "ab");
+    return r->log != NULL ? 0 : fail("%s: cannot write: %s", path, strerror(errno));
+}
+
+/* The GPU if there is one, unless told otherwise. */
+static int open_backend(Run *r) {
+    int cpu = strcmp(o.device, "cpu") == 0, cuda = strcmp(o.device, "cuda") == 0;
+    if (!cpu && !cuda && strcmp(o.device, "auto") != 0)
+        return fail("option --device: '%s', expected cpu, cuda or auto", o.device);
+#ifdef MAMBA_CUDA
+    if (!cpu) {
+        if (cuda_backend(&r->backend, &r->model, o.dtype, 1, o.lean) == 0) return 0;
+        if (cuda) return -1;
+        fprintf(stderr, "on the CPU, because: %s\n", error_message);
+    }
+#else
+    if (cuda) return fail("option --device: this program was built without CUDA");
+#endif
+    if (o.dtype != NULL && strcmp(o.dtype, "fp32") != 0) return fail("option --dtype: the CPU has fp32 only");
+    return cpu_backend(&r->backend, &r->model, (int)o.threads, 1);
+}
+
+static int open_run(Run *r, const char *program) {
+    uint64_t stored;
+    char path[PATH_SIZE];
+    size_t n_fed;
+    r->is_terminal = isatty(1), r->started = r->spoken = seconds();
+    if (o.resume && load(r) != 0) return -1;
+    if (o.resume && is_done(r))
+        return fail("%s: the run is complete; --init %s starts a new one from its weights", o.dir, o.dir);
+    stored = r->data.hash;
+    if (load_data(&r->data, program) != 0) return -1;
+    if (o.resume && stored != r->data.hash)
+        return fail("%s: it is not the text that the run in %s began with", o.data, o.dir);
+    if (!o.resume && create(r) != 0) return -1;
+    if (r->data.tokenizer.n_vocab > r->model.config.vocab_size)
+        return fail("%s/config.json: vocab_size is %d, but the tokenizer has %d tokens",
+                    o.init != NULL ? o.init : o.dir, r->model.config.vocab_size, r->data.tokenizer.n_vocab);
+    if (open_backend(r) != 0) return -1;
+    r->has_backend = 1;
+    if (o.resume && (r->backend.copy(r->backend.self, MOMENT1, r->moment1, 1) != 0 ||
+                     r->backend.copy(r->backend.self, MOMENT2, r->moment2, 1) != 0)) return -1;
+    r->adamw.beta1 = o.beta1, r->adamw.beta2 = o.beta2, r->adamw.eps = 1e-8;
+    r->adamw.weight_decay = o.weight_decay, r->adamw.clip = o.clip;
+    n_fed = (size_t)EVAL_STREAMS * (size_t)r->data.row_len;
+    r->tokens = (int *)allocate((size_t)(o.batch * o.len), sizeof(int));
+    r->targets = (int *)allocate((size_t)(o.batch * o.len), sizeof(int));
+    r->fed = (int *)allocate(n_fed, sizeof(int));
+    r->wanted = (int *)allocate(n_fed, sizeof(int));
+    if (r->tokens == NULL || r->targets == NULL || r->fed == NULL || r->wanted == NULL || make_directories() != 0 ||
+        join_path(path, o.dir, "tokenizer.bin") != 0 || tokenizer_save(&r->data.tokenizer, path) != 0) return -1;
+    return open_log(r);
+}
+
+static void close_run(Run *r) {
+    if (r->log != NULL) fclose(r->log);
+    if (r->has_backend) r->backend.close(r->backend.self);
+    model_free(&r->model);
+    data_free(&r->data);
+    release(r->tokens), release(r->targets), release(r->fed), release(r->wanted);
+    release(r->moment1), release(r->moment2);
+}
+
+static void print_start(const Run *r) {
+    const Config *c = &r->model.config;
+    const Data *d = &r->data;
+    size_t n = 0;
+    for (int i = 0; i < r->model.n_tensor; i++) n += r->model.tensor[i].size;
+    printf("model: %d layers, d_model %d, d_state %d, vocabulary %d: %zu parameters, on %s\n", c->n_layer, c->d_model,
+           c->d_state, c->vocab_size, n, r->backend.description);
+    printf("data: %s, %ld tokens to train on, %ld held out\n", o.data, d->n_train, d->n - d->n_train);
+    if (o.resume) printf("goes on after step %ld\n", r->step);
+    fflush(stdout);
+}
+
+static int train(Run *r) {
+    print_start(r);
+    r->started = r->spoken = seconds();
+    signal(SIGINT, on_signal);
+    signal(SIGTERM, on_signal);
+    while (!interrupted && !is_done(r) && (o.stop == 0 || r->step < o.stop)) {
+        int measured;
+        if (take_step(r) != 0) return -1;
+        if (is_done(r)) break;
+        measured = is_due(r, o.eval_every);
+        if (measured && evaluate(r, o.eval_tokens) != 0) return -1;
+        if ((measured || is_due(r, o.log_every)) && write_log(r, measured) != 0) return -1;
+        if (measured || (is_due(r, o.log_every) && (r->is_terminal || seconds() - r->spoken > 10))) print_progress(r);
+        if (is_due(r, o.sample_every) && print_samples(r, 1) != 0) return -1;
+        if (is_due(r, o.save_every) && save(r) != 0) return -1;
+    }
+    if (r->step > r->begun_at && save(r) != 0) return -1;
+    if (!is_done(r)) {
+        printf("%sstopped after step %ld, saved in %s; ./train --resume -o %s goes on\n", r->is_terminal ? "\n" : "",
+               r->step, o.dir, o.dir);
+        return 0;
+    }
+    if (evaluate(r, 0) != 0 || write_log(r, 1) != 0) return -1;
+    print_progress(r);
+    if (print_samples(r, EVAL_STREAMS) != 0) return -1;
+    printf("saved in %s; ./run %s samples from it\n", o.dir, o.dir);
+    return 0;
+}
+
+int main(int argc, char **argv) {
+    static Run r;
+    int status = parse_options(argc, argv);
+    if (status == 0 && o.help) {
+        print_usage();
+        return 0;
+    }
+    if (status == 0) status = open_run(&r, argv[0]);
+    if (status == 0) status = train(&r);
+    if (status != 0) fprintf(stderr, "%strain: %s\n", r.is_terminal && r.step > r.begun_at ? "\n" : "", error_message);
+    close_run(&r);
+    return status != 0;
+}
