@@ -70,8 +70,12 @@ typedef MAMBA_REAL real;
 /* 2. CONFIG AND MEMORY ========================================================================================= */
 
 /* The message of the last error. A function that can fail returns -1 (or NULL) after fail(...); a program prints the
-   message and exits. Nothing in this file prints or exits. */
+   message and exits. Nothing in this file prints or exits. (With a GPU, this file is in two objects, for mamba.cu too.) */
+#ifdef MAMBA_CUDA
+extern char error_message[1024];
+#else
 static char error_message[1024];
+#endif
 
 #ifdef __GNUC__
 __attribute__((format(printf, 1, 2)))
@@ -1367,6 +1371,13 @@ typedef struct {
 
     void (*close)(void *self);
 } Backend;
+
+#ifdef MAMBA_CUDA
+#ifdef __cplusplus
+extern "C"
+#endif
+int cuda_backend(Backend *backend, const Model *m, const char *dtype, int train, int lean); /* in mamba.cu */
+#endif
 
 /* Reals in the state of `streams` streams: the same at every position, which is the point of a recurrent model. */
 static size_t state_size(const Config *c, int streams) {
