@@ -1,39 +1,85 @@
 # SPDX-License-Identifier: MIT
 #
-#   make            build ./train and ./run
-#   make demo       train on the built-in stories and sample, about a minute on two cores
-#   make test       build and run every test
-#   make bench      speed, each figure beside the machine's limit
-#   make CUDA=0     leave the GPU out;  make OPENMP=0 leave the threads out
-#   make debug      build with sanitizers;  make vocabulary  rebuild tokenizer.bin
+#   make              ./train and ./run, with the GPU backend if nvcc is found
+#   make demo         train on the built-in stories and sample, in about a minute on two cores
+#   make test         build and run every test
+#   make bench        speed on the CPU, each figure beside the machine's limit; make bench-gpu on the GPU
+#   make vocabulary   train tokenizer.bin again
+#   make clean
+#
+# Variables: CUDA=0 leaves the GPU out, CUDA_ARCH=all builds for every GPU from sm_75 on, OPENMP=0 leaves the threads out.
 
 CC     = cc
+CXX    = c++
 CFLAGS = -std=gnu99 -O3 -march=native -fno-math-errno -fno-trapping-math -Wall -Wextra -pedantic -Wno-psabi
 LDLIBS = -lm
 
-# OpenMP where the compiler has it.
-OPENMP := $(shell echo 'int main(void){return 0;}' | $(CC) -fopenmp -x c - -o /dev/null 2>/dev/null && echo 1 || echo 0)
-ifeq ($(OPENMP),1)
-CFLAGS += -fopenmp
+# What the compilers have.
+works   = $(shell echo 'int main(void) { return 0; }' | $(1) -x c - -o /dev/null 2>/dev/null && echo 1 || echo 0)
+OPENMP := $(call works,$(CC) -fopenmp)
+NVCC   := $(shell command -v nvcc 2>/dev/null)
+CUDA   := $(if $(NVCC),1,0)
+CUDA_ARCH = native
+
+THREADS = $(if $(filter 1,$(OPENMP)),-fopenmp,-Wno-unknown-pragmas)
+
+ifeq ($(CUDA),1)
+CUDA_HOME  = $(patsubst %/bin/nvcc,%,$(realpath $(NVCC)))
+NVCCFLAGS  = -std=c++17 -O3 -diag-suppress 128,177 $(GENCODE)
+GENCODE    = $(if $(filter all,$(CUDA_ARCH)),-arch=all-major,$(if $(filter native,$(CUDA_ARCH)),$(NATIVE_ARCH),-arch=$(CUDA_ARCH)))
+NATIVE_ARCH := $(shell nvidia-smi -L >/dev/null 2>&1 && echo -arch=native || echo -arch=sm_75)
+GPU_OBJECT = build/mamba_cuda.o
+GPU_LIBS   = -L$(CUDA_HOME)/lib64 -Wl,-rpath,$(CUDA_HOME)/lib64 -lcublas -lcudart -lstdc++
+GPU_FLAGS  = -DMAMBA_CUDA
 endif
 
-TESTS = $(patsubst tests/%.c,build/%,$(wildcard tests/test_*.c))
-CHECK = -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined
-
-.PHONY: all demo test bench clean
+.PHONY: all demo test bench bench-gpu vocabulary clean
 all: train run
 
-train: train.c mamba.c
-	$(CC) $(CFLAGS) $(CPPFLAGS) $< -o $@ $(LDLIBS)
+train run: %: %.c mamba.c $(GPU_OBJECT)
+	$(CC) $(CFLAGS) $(THREADS) $(GPU_FLAGS) $< $(GPU_OBJECT) -o $@ $(LDLIBS) $(GPU_LIBS)
 
-run: run.c mamba.c
-	$(CC) $(CFLAGS) $(CPPFLAGS) $< -o $@ $(LDLIBS)
-
-build/%: tests/%.c tests/check.h mamba.c | build
-	$(CC) $(CFLAGS) $(CPPFLAGS) $< -o $@ $(LDLIBS)
+build/mamba_cuda.o: mamba.cu mamba.c | build
+	$(NVCC) $(NVCCFLAGS) -DMAMBA_CUDA -c $< -o $@
 
 build:
 	mkdir -p build
 
+demo: train run
+	./train stories -o build/demo --minutes 0.8
+	./run build/demo -n 200 --samples 3
+
 clean:
 	rm -rf build train run
+
+# Tests: each tests/test_*.c, .cpp or .cu is a program that ends with "N passed, N failed". All are built twice, as shipped and with the sanitizers.
+# The .cpp and .cu ones run the kernels of mamba.cu on the CPU; tests/suite.sh runs the programs and adds up.
+NAMES     = $(sort $(basename $(notdir $(wildcard tests/test_*.c tests/test_*.cpp tests/test_*.cu))))
+TESTS     = $(NAMES:%=build/%) $(NAMES:%=build/sanitized_%) build/builds
+SANITIZE  = -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined
+TEST_DEPS = tests/check.h mamba.c | build
+ON_CPU    = -x c++ -std=c++17 -DCUDA_ON_CPU -fno-strict-aliasing -Wall -Wextra -Wno-psabi -Wno-unknown-pragmas -march=native
+ORACLE    = tests/oracle.c
+
+build/test_run build/sanitized_test_run: run.c
+build/test_train build/sanitized_test_train: train.c
+build/test_cuda build/sanitized_test_cuda: mamba.cu tests/cuda_on_cpu.h $(ORACLE)
+build/test_cuda_on_cpu build/sanitized_test_cuda_on_cpu: tests/cuda_on_cpu.h
+
+build/%: tests/%.c $(TEST_DEPS)
+	$(CC) $(CFLAGS) $(THREADS) $< -o $@ $(LDLIBS)
+
+build/sanitized_%: tests/%.c $(TEST_DEPS)
+	$(CC) $(CFLAGS) $(SANITIZE) -Wno-unknown-pragmas $< -o $@ $(LDLIBS)
+
+build/%: tests/%.cpp $(TEST_DEPS)
+	$(CXX) $(ON_CPU) -O1 -g $< -o $@ $(LDLIBS)
+
+build/sanitized_%: tests/%.cpp $(TEST_DEPS)
+	$(CXX) $(ON_CPU) $(SANITIZE) $< -o $@ $(LDLIBS)
+
+test: all $(TESTS)
+	sh tests/suite.sh $(TESTS)
+
+bench: build/bench
+	build/bench
