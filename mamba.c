@@ -453,7 +453,7 @@ static inline lanes lanes_sigmoid(lanes x) { return 1 / (1 + lanes_exp(-x)); }
    log(1 + e) = 2 artanh(s) = 2 (s + s^3/3 + s^5/5 + ...) with s = e / (2 + e) <= 1/3, exact to rounding also for tiny e. */
 static inline lanes lanes_softplus(lanes x) {
     enum { TERMS = sizeof(real) == 4 ? 7 : 17 };
-    lanes positive = lanes_max(x, zero_lanes), e = lanes_exp(x - 2 * positive), s = e / (2 + e), sum = zero_lanes;
+    lanes positive = lanes_max(x, zero_lanes), e = lanes_exp(-lanes_max(x, -x)), s = e / (2 + e), sum = zero_lanes;
     for (int i = TERMS; i >= 0; i--) sum = sum * s * s + (real)(1. / (2 * i + 1));
     return positive + 2 * s * sum;
 }
