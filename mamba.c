@@ -1576,3 +1576,1350 @@ static int cpu_backend(Backend *backend, const Model *m, int threads, int train)
     backend->forward = cpu_forward, backend->generate = cpu_generate, backend->copy = cpu_copy, backend->close = cpu_close;
     return 0;
 }
+
+/* 7. TOKENIZER =================================================================================================
+
+   Byte-level byte-pair encoding (BPE). A text is cut into pieces: words, numbers, punctuation, white space. A piece
+   starts as its bytes, one token each; then, as long as two neighbours have a merge, the two whose merge has the lowest
+   rank become one token, the leftmost first. All 256 bytes are tokens, so that any input can be encoded and the tokens
+   of a text spell it.
+
+   A vocabulary of ours is: id 0 <|endoftext|>, ids 1 to 256 the bytes 0 to 255, then the merges in the order in which
+   training found them, so that id order is rank order. tokenizer.bin holds one; its integers are little-endian:
+
+      "MAMBATOK"                      8 bytes
+      version, n_vocab, n_range       3 x uint32; version is 1
+      first, last, class              3 x uint32, n_range times: the code points first to last have class 1 letter,
+                                      2 number or 3 white space. Ranges ascend; a code point in none has class 0.
+      length, bytes                   1 byte, then that many, n_vocab times: the tokens in id order
+
+   No merge is stored: the two halves of a token are what its bytes encode to with the tokens before it. That they are
+   two also shows that the token can be reached and is not there twice. */
+
+static char *read_file(const char *path, size_t *n);                       /* both in section 8 */
+static int write_file(const char *path, const char *data, size_t n);
+
+#define END_OF_TEXT "<|endoftext|>"
+#define N_BASE 257                 /* the end of text and the bytes; the ids from here on are merges */
+#define MAX_TOKEN 255              /* bytes in a token of ours, since its length is one byte in the file */
+
+/* Makes room for n elements in a growing array; `array` is the address of the pointer to it. */
+static int reserve(void *array, size_t *room, size_t n, size_t size) {
+    void *old, *larger;
+    if (n <= *room) return 0;
+    if ((larger = allocate(2 * n, size)) == NULL) return -1;
+    memcpy(&old, array, sizeof old);
+    if (old != NULL) memcpy(larger, old, *room * size);
+    release(old);
+    memcpy(array, &larger, sizeof larger);
+    *room = 2 * n;
+    return 0;
+}
+
+/* Pairs of integers, numbered from 0 in the order of arrival, in a hash table with linear probing. */
+typedef struct {
+    int left, right;
+    int64_t value;                 /* of a merge: the token that it makes; when training: how often the pair occurs */
+    int first, last;               /* when training: the places where the pair occurs; -1: none */
+} Pair;
+
+typedef struct {
+    Pair *pair;                    /* (n) */
+    int *slot;                     /* (n_slot) a power of two, more than n; the number + 1 of a pair, 0 if free */
+    size_t n, n_slot, room;
+} Pairs;
+
+static void pairs_free(Pairs *p) { release(p->pair), release(p->slot); }
+
+static uint64_t pair_key(int left, int right) { return (uint64_t)left << 32 | (uint32_t)right; }
+
+/* The slot of a pair, or the free one where it belongs. */
+static size_t pair_slot(const Pairs *p, int left, int right) {
+    size_t i = (size_t)(pair_key(left, right) * 0x9E3779B97F4A7C15u >> 32), mask = p->n_slot - 1;
+    for (i &= mask; p->slot[i] != 0; i = (i + 1) & mask) {
+        const Pair *here = &p->pair[p->slot[i] - 1];
+        if (here->left == left && here->right == right) break;
+    }
+    return i;
+}
+
+/* The number of a pair, -1 if it is not there. */
+static int pair_find(const Pairs *p, int left, int right) {
+    return p->n_slot == 0 ? -1 : p->slot[pair_slot(p, left, right)] - 1;
+}
+
+/* The number of a pair, which is added with value 0 if it is not there; -1 after fail(). */
+static int pair_add(Pairs *p, int left, int right) {
+    int number = pair_find(p, left, right);
+    if (number >= 0) return number;
+    if (p->n > INT_MAX / 2) return fail("more than %d pairs of tokens", INT_MAX / 2);
+    if (reserve(&p->pair, &p->room, p->n + 1, sizeof *p->pair)) return -1;
+    if (2 * p->n >= p->n_slot) {
+        size_t n_slot = p->n_slot == 0 ? 1024 : 2 * p->n_slot;
+        int *slot = (int *)allocate(n_slot, sizeof *slot);
+        if (slot == NULL) return -1;
+        release(p->slot);
+        p->slot = slot, p->n_slot = n_slot;
+        for (size_t i = 0; i < p->n; i++) slot[pair_slot(p, p->pair[i].left, p->pair[i].right)] = (int)i + 1;
+    }
+    number = (int)p->n++;
+    p->pair[number].left = left, p->pair[number].right = right;
+    p->pair[number].value = 0, p->pair[number].first = p->pair[number].last = -1;
+    p->slot[pair_slot(p, left, right)] = number + 1;
+    return number;
+}
+
+/* The merges that may be next, in a binary heap: the lowest rank comes out first, among equals the lowest key. */
+typedef struct { int64_t rank; uint64_t key; } Ranked;
+
+typedef struct {
+    Ranked *item;                  /* (n); item[i] does not come before item[(i - 1) / 2] */
+    size_t n, room;
+} Heap;
+
+static int comes_before(const Ranked *a, const Ranked *b) {
+    return a->rank < b->rank || (a->rank == b->rank && a->key < b->key);
+}
+
+static int heap_push(Heap *heap, int64_t rank, uint64_t key) {
+    Ranked added, *item;
+    size_t i = heap->n;
+    if (reserve(&heap->item, &heap->room, heap->n + 1, sizeof *item)) return -1;
+    added.rank = rank, added.key = key;
+    item = heap->item;
+    for (; i > 0 && comes_before(&added, &item[(i - 1) / 2]); i = (i - 1) / 2) item[i] = item[(i - 1) / 2];
+    item[i] = added;
+    heap->n++;
+    return 0;
+}
+
+static Ranked heap_pop(Heap *heap) {
+    Ranked *item = heap->item, top = item[0], last = item[--heap->n];
+    size_t i = 0, child;
+    for (; (child = 2 * i + 1) < heap->n; i = child) {
+        if (child + 1 < heap->n && comes_before(&item[child + 1], &item[child])) child++;
+        if (!comes_before(&item[child], &last)) break;
+        item[i] = item[child];
+    }
+    item[i] = last;
+    return top;
+}
+
+/* Character classes are data, so that a vocabulary can have those of Unicode. By default an ASCII character has its own
+   and any other is a letter. */
+typedef enum { OTHER, LETTER, NUMBER, SPACE } CharClass;
+typedef struct { uint32_t first, last, kind; } CharRange;
+
+static const CharRange default_classes[] = {
+    {'\t', '\r', SPACE}, {' ', ' ', SPACE}, {'0', '9', NUMBER},
+    {'A', 'Z', LETTER}, {'a', 'z', LETTER}, {128, 0x10FFFF, LETTER},
+};
+
+typedef struct {
+    int n_vocab, end_of_text;      /* end_of_text: its id, or -1 */
+    char *bytes;                   /* all tokens, one after the other */
+    size_t *start;                 /* (n_vocab + 1) the bytes of a token are those from start[id] to start[id + 1] */
+    int byte_id[256];              /* the token of a byte, -1 if it has none */
+    Pairs merge;                   /* the number of a pair is the rank of its merge */
+    int *special;                  /* (n_special) tokens found in the text before anything else; the first that fits */
+    unsigned char starts_special[256];   /* 1: a special token starts with this byte */
+    CharRange *range;              /* (n_range) */
+    unsigned char ascii_class[128];
+    size_t n_special, n_range, bytes_room, start_room, special_room;
+} Tokenizer;
+
+static void tokenizer_free(Tokenizer *t) {
+    release(t->bytes), release(t->start), release(t->special), release(t->range);
+    pairs_free(&t->merge);
+    memset(t, 0, sizeof *t);
+}
+
+/* The bytes of a token, *n of them; none for an id outside of the vocabulary. */
+static const char *tokenizer_piece(const Tokenizer *t, int id, size_t *n) {
+    int known = id >= 0 && id < t->n_vocab;
+    *n = known ? t->start[id + 1] - t->start[id] : 0;
+    return known ? t->bytes + t->start[id] : "";
+}
+
+/* The functions that append a token return its id, or -1 after fail(). */
+static int add_token(Tokenizer *t, const char *bytes, size_t n) {
+    size_t used = t->n_vocab > 0 ? t->start[t->n_vocab] : 0;
+    if (reserve(&t->bytes, &t->bytes_room, used + n, 1)) return -1;
+    if (reserve(&t->start, &t->start_room, (size_t)t->n_vocab + 2, sizeof *t->start)) return -1;
+    memcpy(t->bytes + used, bytes, n);
+    t->start[t->n_vocab + 1] = used + n;
+    return t->n_vocab++;
+}
+
+static int add_special(Tokenizer *t, const char *bytes, size_t n) {
+    if (reserve(&t->special, &t->special_room, t->n_special + 1, sizeof *t->special)) return -1;
+    t->starts_special[(unsigned char)bytes[0]] = 1;
+    return t->special[t->n_special++] = add_token(t, bytes, n);
+}
+
+static int add_byte(Tokenizer *t, int byte) {
+    char c = (char)byte;
+    return t->byte_id[byte] = add_token(t, &c, 1);
+}
+
+static int add_merge(Tokenizer *t, int left, int right) {
+    char bytes[MAX_TOKEN];
+    size_t n_left, n_right;
+    int rank;
+    const char *piece = tokenizer_piece(t, left, &n_left);
+    memcpy(bytes, piece, n_left);
+    piece = tokenizer_piece(t, right, &n_right);
+    assert(n_left + n_right <= MAX_TOKEN && pair_find(&t->merge, left, right) < 0);
+    memcpy(bytes + n_left, piece, n_right);
+    if ((rank = pair_add(&t->merge, left, right)) < 0) return -1;
+    t->merge.pair[rank].value = t->n_vocab;
+    return add_token(t, bytes, n_left + n_right);
+}
+
+/* Sets the classes of characters. `file` is for messages. */
+static int tokenizer_classes(Tokenizer *t, const CharRange *range, size_t n, const char *file) {
+    CharRange *copy = (CharRange *)allocate(n, sizeof *copy);
+    if (copy == NULL) return -1;
+    memcpy(copy, range, n * sizeof *copy);
+    release(t->range);
+    t->range = copy, t->n_range = n;
+    memset(t->ascii_class, OTHER, sizeof t->ascii_class);
+    for (size_t i = 0; i < n; i++) {
+        uint32_t first = range[i].first, last = range[i].last, kind = range[i].kind;
+        if (first > last || last > 0x10FFFF || kind < LETTER || kind > SPACE || (i > 0 && first <= range[i - 1].last))
+            return fail("%s: character range %zu is %u to %u, class %u; expected ascending ones, class 1 to 3",
+                        file, i, (unsigned)first, (unsigned)last, (unsigned)kind);
+        for (uint32_t code = first; code <= last && code < 128; code++) t->ascii_class[code] = (unsigned char)kind;
+    }
+    return 0;
+}
+
+/* The class of the character at text, and its length. n > 0. A byte that begins no UTF-8 counts as U+FFFD. (Nothing but
+   the cutting depends on this, so overlong forms and surrogates may pass.) */
+static uint32_t char_class(const Tokenizer *t, const char *text, size_t n, size_t *length) {
+    const unsigned char *byte = (const unsigned char *)text;
+    size_t more = byte[0] < 0xC0 ? 0 : byte[0] < 0xE0 ? 1 : byte[0] < 0xF0 ? 2 : 3, i, low = 0, high = t->n_range;
+    uint32_t code = byte[0] & (0x3Fu >> more);
+    *length = 1;
+    if (byte[0] < 128) return t->ascii_class[byte[0]];
+    for (i = 1; i <= more && i < n && (byte[i] & 0xC0) == 0x80; i++) code = code << 6 | (byte[i] & 0x3F);
+    if (more > 0 && i > more) *length = i;
+    else code = 0xFFFD;
+    while (low < high) {           /* the first range that does not end before code */
+        size_t middle = (low + high) / 2;
+        if (t->range[middle].last < code) low = middle + 1;
+        else high = middle;
+    }
+    return low < t->n_range && t->range[low].first <= code ? t->range[low].kind : (uint32_t)OTHER;
+}
+
+/* The length of the piece at text. n > 0. The pattern is GPT-NeoX's (\p{L} a letter, \p{N} a number, \s white space):
+   's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+ */
+static size_t piece_length(const Tokenizer *t, const char *text, size_t n) {
+    size_t start = text[0] == ' ' && n > 1, end, last, length;
+    uint32_t kind;
+    if (text[0] == '\'' && n > 1 && memchr("stmd", text[1], 4) != NULL) return 2;
+    if (text[0] == '\'' && n > 2)
+        for (const char *two = "revell"; *two != 0; two += 2)
+            if (memcmp(text + 1, two, 2) == 0) return 3;
+    kind = char_class(t, text + start, n - start, &length);
+    for (last = start, end = start + length; end < n; last = end, end += length)
+        if (char_class(t, text + end, n - end, &length) != kind) break;
+    /* White space leaves its last character to what follows, unless it has no other: \s+(?!\S)|\s+ */
+    return kind == SPACE && end < n && last > 0 ? last : end;
+}
+
+/* The special token at text, -1 if there is none. n > 0. */
+static int special_at(const Tokenizer *t, const char *text, size_t n) {
+    size_t length;
+    if (!t->starts_special[(unsigned char)text[0]]) return -1;
+    for (size_t i = 0; i < t->n_special; i++) {
+        const char *piece = tokenizer_piece(t, t->special[i], &length);
+        if (length <= n && memcmp(piece, text, length) == 0) return t->special[i];
+    }
+    return -1;
+}
+
+/* The length of the next piece, 0 at the end. *special: the special token that it is, or -1. *plain: how many bytes are
+   left before the next special token, 0 for the first call. */
+static size_t next_piece(const Tokenizer *t, const char *text, size_t n, size_t *plain, int *special) {
+    size_t length = 0;
+    *special = -1;
+    if (*plain == 0) {
+        for (; *plain < n; ++*plain)
+            if ((*special = special_at(t, text + *plain, n - *plain)) >= 0) break;
+        if (*plain == 0) {
+            if (n > 0) tokenizer_piece(t, *special, &length);
+            return length;
+        }
+        *special = -1;
+    }
+    length = piece_length(t, text, *plain);
+    *plain -= length;
+    return length;
+}
+
+/* A piece while it is merged: a linked list of tokens, and a heap of the merges that are possible, so that n bytes take
+   O(n log n) time. Item: the rank of a merge and the index of its left token. */
+typedef struct {
+    int id, prev, next;
+    int rank;                      /* of the merge with the next token; -1: there is none, or this token is no more */
+} Symbol;
+
+typedef struct {
+    Symbol *symbol;
+    Heap possible;
+    size_t room;
+} Merger;
+
+static void merger_free(Merger *m) { release(m->symbol), release(m->possible.item); }
+
+/* Looks for a merge of symbol i and the next one. n: length of the piece. */
+static int find_merge(const Tokenizer *t, Merger *m, int i, int n) {
+    Symbol *s = &m->symbol[i];
+    s->rank = s->next < n ? pair_find(&t->merge, s->id, m->symbol[s->next].id) : -1;
+    return s->rank < 0 ? 0 : heap_push(&m->possible, s->rank, (uint64_t)i);
+}
+
+/* Encodes one piece; returns the number of ids, or -1 after fail(). */
+static long encode_piece(const Tokenizer *t, Merger *m, const char *piece, size_t length, int *ids) {
+    int n = (int)length, i;
+    long count = 0;
+    if (length > INT_MAX) return fail("a word of %zu bytes is too long", length);
+    if (reserve(&m->symbol, &m->room, length, sizeof *m->symbol)) return -1;
+    for (i = 0; i < n; i++) {
+        Symbol *s = &m->symbol[i];
+        s->id = t->byte_id[(unsigned char)piece[i]], s->prev = i - 1, s->next = i + 1;
+        if (s->id < 0) return fail("the byte %d has no token in this vocabulary", (unsigned char)piece[i]);
+    }
+    for (i = 0; i < n; i++)
+        if (find_merge(t, m, i, n)) return -1;
+    while (m->possible.n > 0) {
+        Ranked best = heap_pop(&m->possible);
+        Symbol *left = &m->symbol[best.key], *right = &m->symbol[left->next];
+        if (left->rank != best.rank) continue;   /* one of the two has been merged since */
+        left->id = (int)t->merge.pair[best.rank].value, left->next = right->next, right->rank = -1;
+        if (left->next < n) m->symbol[left->next].prev = (int)best.key;
+        if (find_merge(t, m, (int)best.key, n) || (left->prev >= 0 && find_merge(t, m, left->prev, n))) return -1;
+    }
+    for (i = 0; i < n; i = m->symbol[i].next) ids[count++] = m->symbol[i].id;
+    return count;
+}
+
+/* Encodes n bytes of any kind; a special token in the text becomes its id. ids has room for n. Returns the number of
+   ids, or -1 after fail(). */
+static long tokenizer_encode(const Tokenizer *t, const char *text, size_t n, int *ids) {
+    size_t at = 0, plain = 0, length;
+    long count = 0, more = 0;
+    int special;
+    Merger m;
+    memset(&m, 0, sizeof m);
+    for (; more >= 0 && (length = next_piece(t, text + at, n - at, &plain, &special)) > 0; at += length) {
+        if (special >= 0) ids[count] = special, more = 1;
+        else more = encode_piece(t, &m, text + at, length, ids + count);
+        count += more;
+    }
+    merger_free(&m);
+    return more < 0 ? -1 : count;
+}
+
+/* The vocabulary without merges. */
+static int tokenizer_bytes(Tokenizer *t) {
+    int failed;
+    memset(t, 0, sizeof *t);
+    failed = tokenizer_classes(t, default_classes, sizeof default_classes / sizeof *default_classes, "default classes")
+             || add_special(t, END_OF_TEXT, strlen(END_OF_TEXT)) < 0;
+    for (int byte = 0; byte < 256 && !failed; byte++) failed = add_byte(t, byte) < 0;
+    if (failed) tokenizer_free(t);
+    return failed ? -1 : 0;
+}
+
+/* Training: until the vocabulary is large enough, the two neighbouring tokens that occur together most often become
+   one; among equals, those with the lowest left id, then the lowest right id. Each distinct word is kept once, with its
+   count, and a merge visits only the places where its pair stands, and corrects the counts there.
+
+   No two merges make the same token. Say that l r became s, and that neighbours l' r' spell s at some later time. No
+   merge has crossed the two ends of l' r', and what merges do between such ends does not depend on what lies beyond.
+   So l' r' was l r at that time, and became s. (This takes merges from left to right: a a a becomes aa a everywhere.
+   The places of a pair do ascend: all were entered in one pass, the one that made the newer of its tokens.) */
+typedef struct {
+    int id, prev, next;            /* a token in a word and the places of its neighbours; -1: none */
+    int before, after;             /* the places of the same pair before and after this one; -1: none */
+    int word;
+} Place;
+
+typedef struct {
+    Pairs word;                    /* a tree: word w is the word left - 1, or the empty one if left is 0, and a byte */
+    Pairs neighbours;              /* ids of neighbouring tokens */
+    Place *place;
+    size_t n_place, place_room;
+    Heap frequent;                 /* rank: -count; key: pair_key. The count may have fallen since */
+} Trainer;
+
+/* Enters place i as the last one of the pair that it is the left half of. */
+static int enter_place(Trainer *tr, int i) {
+    Place *place = &tr->place[i];
+    Pair *pair;
+    int p;
+    if (place->next < 0) return 0;
+    if ((p = pair_add(&tr->neighbours, place->id, tr->place[place->next].id)) < 0) return -1;
+    pair = &tr->neighbours.pair[p];
+    place->before = pair->last, place->after = -1;
+    if (pair->last >= 0) tr->place[pair->last].after = i;
+    else pair->first = i;
+    pair->last = i;
+    pair->value += tr->word.pair[place->word].value;
+    return 0;
+}
+
+static void leave_place(Trainer *tr, int i) {
+    const Place *place = &tr->place[i];
+    Pair *pair;
+    if (place->next < 0) return;
+    pair = &tr->neighbours.pair[pair_find(&tr->neighbours, place->id, tr->place[place->next].id)];
+    if (place->before >= 0) tr->place[place->before].after = place->after;
+    else pair->first = place->after;
+    if (place->after >= 0) tr->place[place->after].before = place->before;
+    else pair->last = place->before;
+    pair->value -= tr->word.pair[place->word].value;
+}
+
+/* Counts the words of the text, lays out the bytes of each new one, then enters their places. */
+static int count_words(const Tokenizer *t, Trainer *tr, const char *text, size_t n) {
+    size_t at = 0, plain = 0, length, i;
+    int special;
+    for (; (length = next_piece(t, text + at, n - at, &plain, &special)) > 0; at += length) {
+        int word = -1;
+        if (special >= 0) continue;
+        for (i = at; i < at + length; i++)
+            if ((word = pair_add(&tr->word, word + 1, (unsigned char)text[i])) < 0) return -1;
+        if (tr->word.pair[word].value++ > 0) continue;
+        if (length > INT_MAX - tr->n_place) return fail("the text has words of more than %d bytes in all", INT_MAX);
+        if (reserve(&tr->place, &tr->place_room, tr->n_place + length, sizeof *tr->place)) return -1;
+        for (i = 0; i < length; i++) {
+            int here = (int)tr->n_place++;
+            Place *place = &tr->place[here];
+            place->id = t->byte_id[(unsigned char)text[at + i]], place->word = word;
+            place->prev = i > 0 ? here - 1 : -1, place->next = i + 1 < length ? here + 1 : -1;
+        }
+    }
+    for (i = 0; i < tr->n_place; i++)
+        if (enter_place(tr, (int)i)) return -1;
+    return 0;
+}
+
+/* Makes the pairs from number p on candidates. A pair that occurs once would save nothing. */
+static int push_pairs(const Tokenizer *t, Trainer *tr, size_t p) {
+    size_t n_left, n_right;
+    for (; p < tr->neighbours.n; p++) {
+        const Pair *pair = &tr->neighbours.pair[p];
+        tokenizer_piece(t, pair->left, &n_left), tokenizer_piece(t, pair->right, &n_right);
+        if (pair->value < 2 || n_left + n_right > MAX_TOKEN) continue;
+        if (heap_push(&tr->frequent, -pair->value, pair_key(pair->left, pair->right))) return -1;
+    }
+    return 0;
+}
+
+/* Takes the most frequent pair; -1 if no pair occurs twice. */
+static int pop_pair(Trainer *tr) {
+    while (tr->frequent.n > 0) {
+        Ranked top = heap_pop(&tr->frequent);
+        int p = pair_find(&tr->neighbours, (int)(top.key >> 32), (int)(top.key & INT_MAX));
+        int64_t count = tr->neighbours.pair[p].value;
+        if (count == -top.rank) return p;
+        if (count >= 2) heap_push(&tr->frequent, -count, top.key);   /* cannot fail: a candidate has just left */
+    }
+    return -1;
+}
+
+/* Makes the pair p one token wherever it stands. */
+static int merge_places(Trainer *tr, int p, int id) {
+    int i;
+    while ((i = tr->neighbours.pair[p].first) >= 0) {
+        Place *left = &tr->place[i], *right = &tr->place[left->next];
+        if (left->prev >= 0) leave_place(tr, left->prev);
+        leave_place(tr, left->next);
+        leave_place(tr, i);
+        left->id = id, left->next = right->next;
+        if (left->next >= 0) tr->place[left->next].prev = i;
+        if ((left->prev >= 0 && enter_place(tr, left->prev)) || enter_place(tr, i)) return -1;
+    }
+    return 0;
+}
+
+static int learn(Tokenizer *t, Trainer *tr, const char *text, size_t n, int vocab_size) {
+    size_t n_pushed = 0;
+    if (vocab_size < N_BASE)
+        return fail("vocab_size is %d, expected at least %d: the end of text and 256 bytes", vocab_size, N_BASE);
+    if (count_words(t, tr, text, n)) return -1;
+    while (t->n_vocab < vocab_size) {
+        int p;
+        if (push_pairs(t, tr, n_pushed)) return -1;
+        n_pushed = tr->neighbours.n;
+        if ((p = pop_pair(tr)) < 0)
+            return fail("vocab_size is %d, but the text repeats enough for %d tokens only", vocab_size, t->n_vocab);
+        if (merge_places(tr, p, t->n_vocab)) return -1;
+        if (add_merge(t, tr->neighbours.pair[p].left, tr->neighbours.pair[p].right) < 0) return -1;
+    }
+    return 0;
+}
+
+/* Adds merges learned from the text to what tokenizer_bytes has made, until there are vocab_size tokens. The same text
+   gives the same merges. On failure the tokenizer is freed. */
+static int tokenizer_learn(Tokenizer *t, const char *text, size_t n, int vocab_size) {
+    Trainer tr;
+    int failed;
+    memset(&tr, 0, sizeof tr);
+    failed = learn(t, &tr, text, n, vocab_size);
+    pairs_free(&tr.word), pairs_free(&tr.neighbours), release(tr.place), release(tr.frequent.item);
+    if (failed) tokenizer_free(t);
+    return failed;
+}
+
+/* A vocabulary of vocab_size tokens, with the default character classes. */
+static int tokenizer_train(Tokenizer *t, const char *text, size_t n, int vocab_size) {
+    return tokenizer_bytes(t) ? -1 : tokenizer_learn(t, text, n, vocab_size);
+}
+
+static uint32_t get_u32(const char *p) {
+    const unsigned char *byte = (const unsigned char *)p;
+    return byte[0] | (uint32_t)byte[1] << 8 | (uint32_t)byte[2] << 16 | (uint32_t)byte[3] << 24;
+}
+
+static char *put_u32(char *p, uint32_t value) {
+    for (int shift = 0; shift < 32; shift += 8) *p++ = (char)(value >> shift & 255);
+    return p;
+}
+
+/* Appends the next token of a file. */
+static int load_token(Tokenizer *t, Merger *m, const char *path, const char *bytes, size_t n) {
+    int id = t->n_vocab, part[MAX_TOKEN];
+    long n_part;
+    if (n == 0) return fail("%s: token %d has length 0", path, id);
+    if (id == 0) return add_special(t, bytes, n);
+    if (special_at(t, bytes, n) >= 0) return fail("%s: token %d starts with token 0, the end of text", path, id);
+    if (id < N_BASE && (n > 1 || (unsigned char)bytes[0] != id - 1))
+        return fail("%s: token %d is not the byte %d", path, id, id - 1);
+    if (id < N_BASE) return add_byte(t, id - 1);
+    if ((n_part = encode_piece(t, m, bytes, n, part)) == 2) return add_merge(t, part[0], part[1]);
+    return n_part < 0    ? -1
+           : n_part == 1 ? fail("%s: token %d is the same as token %d", path, id, part[0])
+                         : fail("%s: token %d is not made of two tokens before it", path, id);
+}
+
+static int load_classes(Tokenizer *t, const char *path, const char *data, size_t n) {
+    CharRange *range = (CharRange *)allocate(n, sizeof *range);
+    int failed;
+    if (range == NULL) return -1;
+    for (size_t i = 0; i < n; i++, data += 12)
+        range[i].first = get_u32(data), range[i].last = get_u32(data + 4), range[i].kind = get_u32(data + 8);
+    failed = tokenizer_classes(t, range, n, path);
+    release(range);
+    return failed;
+}
+
+static int load_all(Tokenizer *t, Merger *m, const char *path, const char *data, size_t size) {
+    uint32_t n_vocab, n_range;
+    size_t at = 20, length;
+    if (size < at || memcmp(data, "MAMBATOK", 8) != 0) return fail("%s: does not start as a tokenizer.bin", path);
+    if (get_u32(data + 8) != 1) return fail("%s: version is %u, expected 1", path, (unsigned)get_u32(data + 8));
+    n_vocab = get_u32(data + 12), n_range = get_u32(data + 16);
+    if (n_range > (size - at) / 12)
+        return fail("%s: n_range is %u, but there is room for %zu", path, (unsigned)n_range, (size - at) / 12);
+    if (load_classes(t, path, data + at, n_range)) return -1;
+    at += 12 * (size_t)n_range;
+    if (n_vocab < N_BASE || n_vocab > INT_MAX || n_vocab > (size - at) / 2)
+        return fail("%s: n_vocab is %u, expected at least %d, with room for %zu", path, (unsigned)n_vocab, N_BASE,
+                    (size - at) / 2);
+    for (; t->n_vocab < (int)n_vocab; at += 1 + length) {
+        length = at < size ? (unsigned char)data[at] : 0;
+        if (length >= size - at) return fail("%s: the file ends in token %d", path, t->n_vocab);
+        if (load_token(t, m, path, data + at + 1, length) < 0) return -1;
+    }
+    return at == size ? 0 : fail("%s: %zu bytes follow the last token", path, size - at);
+}
+
+static int tokenizer_load(Tokenizer *t, const char *path) {
+    size_t size;
+    char *data = read_file(path, &size);
+    Merger m;
+    int failed;
+    memset(t, 0, sizeof *t);
+    if (data == NULL) return -1;
+    memset(&m, 0, sizeof m);
+    failed = load_all(t, &m, path, data, size);
+    merger_free(&m);
+    release(data);
+    if (failed) tokenizer_free(t);
+    return failed;
+}
+
+/* Saves a vocabulary of ours. */
+static int tokenizer_save(const Tokenizer *t, const char *path) {
+    size_t size = 20 + 12 * t->n_range + (size_t)t->n_vocab + t->start[t->n_vocab], n;
+    char *data = (char *)allocate(size, 1), *at;
+    int failed;
+    if (data == NULL) return -1;
+    memcpy(data, "MAMBATOK", 8);
+    at = put_u32(put_u32(put_u32(data + 8, 1), (uint32_t)t->n_vocab), (uint32_t)t->n_range);
+    for (size_t i = 0; i < t->n_range; i++)
+        at = put_u32(put_u32(put_u32(at, t->range[i].first), t->range[i].last), t->range[i].kind);
+    for (int id = 0; id < t->n_vocab; id++, at += n) {
+        const char *piece = tokenizer_piece(t, id, &n);
+        *at++ = (char)n;
+        memcpy(at, piece, n);
+    }
+    failed = write_file(path, data, size);
+    release(data);
+    return failed;
+}
+
+/* 8. FILES ===================================================================================================== */
+
+/* A checkpoint is a directory that Transformers loads too: config.json, the shape of the model, and model.safetensors,
+   its weights, or shards of them that model.safetensors.index.json lists. No file is trusted: what it says of lengths
+   is compared with the config and with the file's own length before memory is allocated for it. */
+
+/* What is not standard C: files over 2 GiB, directories, writing through to the disk, replacing a file. */
+#include <sys/stat.h>
+#ifdef _WIN32
+#include <direct.h>
+#include <io.h>
+#ifdef __cplusplus
+extern "C"
+#endif
+__declspec(dllimport) int __stdcall MoveFileExA(const char *from, const char *to, unsigned long flags);
+#define replace_file(from, to) (MoveFileExA(from, to, 1) ? 0 : (errno = EACCES, -1))
+#define make_directory(path) _mkdir(path)
+#define sync_file(file) _commit(_fileno(file))
+#define seek_file _fseeki64
+#define tell_file _ftelli64
+#else
+#include <unistd.h>
+#define replace_file(from, to) rename(from, to)
+#define make_directory(path) mkdir(path, 0777)
+#define sync_file(file) fsync(fileno(file))
+#define seek_file fseeko
+#define tell_file ftello
+#endif
+
+enum { PATH_SIZE = 4096, NAME_SIZE = 128 };
+
+static int join_path(char path[PATH_SIZE], const char *dir, const char *name) {
+    int n = snprintf(path, PATH_SIZE, "%s/%s", dir, name);
+    return n >= 0 && n < PATH_SIZE ? 0 : fail("%.200s...: the path is too long", dir);
+}
+
+/* Opens a file for reading and tells its length. NULL after fail(). */
+static FILE *open_file(const char *path, uint64_t *size) {
+    FILE *file = fopen(path, "rb");
+    int64_t end = -1;
+    int readable = file != NULL && (fgetc(file) != EOF || !ferror(file)); /* a directory is not */
+    if (readable && seek_file(file, 0, SEEK_END) == 0) end = (int64_t)tell_file(file);
+    *size = (uint64_t)end;
+    if (end >= 0 && seek_file(file, 0, SEEK_SET) == 0) return file;
+    fail("%s: cannot read: %s", path, strerror(errno));
+    if (file != NULL) fclose(file);
+    return NULL;
+}
+
+static int read_bytes(FILE *file, const char *path, void *data, size_t n) {
+    if (fread(data, 1, n, file) == n) return 0;
+    return fail("%s: cannot read: %s", path, ferror(file) ? strerror(errno) : "the file is truncated");
+}
+
+/* The next n bytes and a NUL; the caller releases them. NULL after fail(). */
+static char *read_text(FILE *file, const char *path, uint64_t n) {
+    char *text = n < SIZE_MAX ? (char *)allocate((size_t)n + 1, 1) : NULL;
+    if (text == NULL) fail("%s: no memory for %.0f bytes", path, (double)n);
+    if (text == NULL || read_bytes(file, path, text, (size_t)n) == 0) return text;
+    release(text);
+    return NULL;
+}
+
+/* The whole file and a NUL; *n does not count the NUL. */
+static char *read_file(const char *path, size_t *n) {
+    uint64_t size;
+    FILE *file = open_file(path, &size);
+    char *text = file != NULL ? read_text(file, path, size) : NULL;
+    *n = (size_t)size;
+    if (file != NULL) fclose(file);
+    return text;
+}
+
+/* A file in the making. It has a temporary name beside its own, and gets that when it is complete and on the disk. */
+typedef struct {
+    FILE *file;
+    int error;                     /* errno of the first failure, which output_close reports */
+    char path[PATH_SIZE], temporary[PATH_SIZE + 4];
+} Output;
+
+static int output_open(Output *out, const char *path) {
+    struct stat status;
+    int n = snprintf(out->path, PATH_SIZE, "%s", path);
+    if (n < 0 || n >= PATH_SIZE) return fail("%.200s...: the path is too long", path);
+    if (stat(path, &status) == 0 && (status.st_mode & S_IFMT) != S_IFREG)
+        return fail("%s: cannot write: not a regular file", path); /* replacing /dev/null is not what was meant */
+    snprintf(out->temporary, sizeof out->temporary, "%s.tmp", out->path);
+    out->error = 0;
+    out->file = fopen(out->temporary, "wb");
+    return out->file != NULL ? 0 : fail("%s: cannot write: %s", path, strerror(errno));
+}
+
+static void output_write(Output *out, const void *data, size_t n) {
+    if (out->error == 0 && fwrite(data, 1, n, out->file) != n) out->error = errno;
+}
+
+static int output_close(Output *out) {
+    if (out->error == 0 && (fflush(out->file) != 0 || sync_file(out->file) != 0)) out->error = errno;
+    if (fclose(out->file) != 0 && out->error == 0) out->error = errno;
+    if (out->error == 0 && replace_file(out->temporary, out->path) != 0) out->error = errno;
+    if (out->error == 0) return 0;
+    remove(out->temporary);
+    return fail("%s: cannot write: %s", out->path, strerror(out->error));
+}
+
+static int write_file(const char *path, const char *data, size_t n) {
+    Output out;
+    if (output_open(&out, path) != 0) return -1;
+    output_write(&out, data, n);
+    return output_close(&out);
+}
+
+/* Appends to a text that ends before `end` at the latest; returns its new end. */
+#ifdef __GNUC__
+__attribute__((format(printf, 3, 4)))
+#endif
+static char *append(char *text, const char *end, const char *format, ...) {
+    va_list args;
+    int n;
+    va_start(args, format);
+    n = vsnprintf(text, (size_t)(end - text), format, args);
+    va_end(args);
+    assert(n >= 0 && n < end - text);
+    return text + n;
+}
+
+/* JSON as in RFC 8259, and NaN, Infinity and -Infinity as Python writes them. A text becomes an array of nodes in the
+   order of the text, at most 12 bytes for one of the text. The first character of a node is its type: { [ " t f n, or
+   that of a number. Children of an object are key, value, key, value; of equal keys the last counts, as in Python.
+   Strings are decoded in place and end in a NUL, for which reason U+0000 is refused. */
+typedef struct {
+    uint32_t begin, length;        /* in the text; for a string: its opening quote, and its length when decoded */
+    uint32_t next;                 /* sibling; 0: none, since 0 is the root */
+} JsonNode;
+
+typedef struct {
+    char *text;
+    JsonNode *node;
+    uint32_t n_node;
+} Json;
+
+enum { JSON_DEPTH = 64 };
+
+/* The four hexadecimal digits of an escape; 0, which is refused anyway, if there are fewer. */
+static long json_hex(const char *s) {
+    char digits[5] = {0};
+    if (strspn(s, "0123456789abcdefABCDEF") < 4) return 0;
+    memcpy(digits, s, 4);
+    return strtol(digits, NULL, 16);
+}
+
+static char *json_utf8(char *out, long code) {
+    static const int first[] = {0, 0xc0, 0xe0, 0xf0};
+    int more = code < 0x80 ? 0 : code < 0x800 ? 1 : code < 0x10000 ? 2 : 3; /* bytes after the first, 6 bits in each */
+    *out++ = (char)(first[more] | code >> 6 * more);
+    while (more-- > 0) *out++ = (char)(0x80 | (code >> 6 * more & 63));
+    return out;
+}
+
+/* Decodes a string in place (it never grows), from its first character. Returns what follows it, NULL if it is bad. */
+static char *json_decode(char *in, uint32_t *length) {
+    static const char escape[] = "\"\\/bfnrt", meaning[] = "\"\\/\b\f\n\r\t";
+    char *start = in, *out = in;
+    while (*in != '"') {
+        const char *e;
+        if ((unsigned char)*in < 32) return NULL; /* the NUL after the text, too */
+        if (*in != '\\') {
+            *out++ = *in++;
+        } else if (in[1] == 'u') {
+            long code = json_hex(in + 2), low;
+            if (code == 0) return NULL;
+            in += 6;
+            if (code >> 10 == 0x36 && in[0] == '\\' && in[1] == 'u') { /* U+D800: the first of a pair of surrogates */
+                low = json_hex(in + 2);
+                if (low >> 10 == 0x37) code = 0x10000 + ((code & 0x3ff) << 10) + (low & 0x3ff), in += 6;
+            }
+            if (code >> 11 == 0x1b) return NULL; /* one without the other */
+            out = json_utf8(out, code);
+        } else {
+            if (in[1] == 0 || (e = strchr(escape, in[1])) == NULL) return NULL;
+            *out++ = meaning[e - escape];
+            in += 2;
+        }
+    }
+    *out = 0;
+    *length = (uint32_t)(out - start);
+    return in + 1;
+}
+
+/* Length of the number, or true, false or null, that s starts with; 0: of none. */
+static uint32_t json_scalar(const char *s) {
+    static const char *const word[] = {"true", "false", "null", "NaN", "Infinity", "-Infinity"};
+    size_t n = strspn(s, "0123456789+-.eE"), minus = *s == '-';
+    const char *point = (const char *)memchr(s, '.', n);
+    char *end;
+    for (size_t i = 0; i < sizeof word / sizeof *word; i++)
+        if (strncmp(s, word[i], strlen(word[i])) == 0) return (uint32_t)strlen(word[i]);
+    if (s[minus] < '0' || s[minus] > '9' || (s[minus] == '0' && s[minus + 1] >= '0' && s[minus + 1] <= '9')) return 0;
+    if (point != NULL && (point[1] < '0' || point[1] > '9')) return 0;
+    strtod(s, &end); /* the rest of the grammar is the same */
+    return end == s + n ? (uint32_t)n : 0;
+}
+
+static char *json_skip(char *p) { return p + strspn(p, " \t\r\n"); }
+
+static char json_type(const Json *json, uint32_t i) { return json->text[json->node[i].begin]; }
+
+/* Adds the value at p and all in it; returns what follows it, or NULL. */
+static char *json_value(Json *json, char *p, int depth) {
+    uint32_t index = json->n_node++, last = 0;
+    JsonNode *node = &json->node[index];
+    int object = *p == '{', key = object;
+    char close = (char)(*p + 2); /* in ASCII: from { to }, from [ to ] */
+    node->begin = (uint32_t)(p - json->text);
+    if (*p == '"') return json_decode(p + 1, &node->length);
+    if (*p != '{' && *p != '[') {
+        node->length = json_scalar(p);
+        return node->length > 0 ? p + node->length : NULL;
+    }
+    if (depth == JSON_DEPTH) return NULL;
+    p = json_skip(p + 1);
+    while (*p != close || last != 0) {
+        if (key && *p != '"') return NULL;
+        if (last != 0) json->node[last].next = json->n_node;
+        last = json->n_node;
+        if ((p = json_value(json, p, depth + 1)) == NULL) return NULL;
+        p = json_skip(p);
+        if (*p != (key ? ':' : ',')) break;
+        p = json_skip(p + 1);
+        key = object && !key;
+    }
+    if (*p != close || (last != 0 && key)) return NULL;
+    node->length = (uint32_t)(++p - json->text) - node->begin;
+    return p;
+}
+
+static void json_free(Json *json) {
+    release(json->text);
+    release(json->node);
+}
+
+/* Parses n bytes with a NUL after them, which then belong to *json. After fail() there is nothing to free. */
+static int json_parse(Json *json, char *text, size_t n, const char *file) {
+    size_t bound = 1; /* every node but the root follows one of these characters */
+    char *end = NULL;
+    for (size_t i = 0; i < n; i++) bound += text[i] == '{' || text[i] == '[' || text[i] == ',' || text[i] == ':';
+    json->text = text, json->n_node = 0;
+    json->node = n < UINT32_MAX ? (JsonNode *)allocate(bound, sizeof(JsonNode)) : NULL;
+    if (json->node == NULL) fail("%s: no memory for %zu bytes of JSON", file, n);
+    else if ((end = json_value(json, json_skip(text), 0)) == NULL || json_skip(end) != text + n) {
+        uint32_t where = end != NULL ? (uint32_t)(end - text) : json->node[json->n_node - 1].begin;
+        fail("%s: not JSON, or nested deeper than %d: see byte %u", file, JSON_DEPTH, (unsigned)where);
+        end = NULL;
+    }
+    if (end == NULL) json_free(json);
+    return end != NULL ? 0 : -1;
+}
+
+/* First child of an object or array, 0 if it is empty. The next is node[].next of it; the value of a key k is k + 1. */
+static uint32_t json_first(const Json *json, uint32_t i) {
+    const JsonNode *node = &json->node[i];
+    return i + 1 < json->n_node && node[1].begin < node->begin + node->length ? i + 1 : 0;
+}
+
+/* The value under a key; 0: there is none, or node i is no object. To visit all keys, follow the siblings instead. */
+static uint32_t json_find(const Json *json, uint32_t i, const char *key) {
+    uint32_t found = 0;
+    if (json_type(json, i) != '{') return 0;
+    for (uint32_t k = json_first(json, i); k != 0; k = json->node[k + 1].next)
+        if (strcmp(json->text + json->node[k].begin + 1, key) == 0) found = k + 1;
+    return found;
+}
+
+/* NULL if node i is not a string. */
+static const char *json_string(const Json *json, uint32_t i) {
+    return json_type(json, i) == '"' ? json->text + json->node[i].begin + 1 : NULL;
+}
+
+/* NaN if node i is not a number. */
+static double json_number(const Json *json, uint32_t i) {
+    return strchr("-0123456789NI", json_type(json, i)) != NULL ? strtod(json->text + json->node[i].begin, NULL) : NAN;
+}
+
+/* What a message quotes of a node; use with %.*s. */
+#define JSON_EXCERPT(json, i) (int)((json)->node[i].length < 60 ? (json)->node[i].length : 60), \
+    (json)->text + (json)->node[i].begin + (json_type(json, i) == '"')
+
+static int config_field(const Json *json, const char *file, const Field *f) {
+    uint32_t i = json_find(json, 0, f->name);
+    char type = json_type(json, i);
+    double number = json_number(json, i);
+    *f->value = f->initial;
+    if (i == 0) return 0;
+    if (f->low == 0 && (type == 't' || type == 'f')) *f->value = type == 't';
+    else if (f->low == -1 && type == 'n') *f->value = -1;
+    else if (f->low != 0 && fabs(number) <= INT_MAX && number == floor(number)) *f->value = (int)number;
+    else
+        return fail("%s: %s is %.*s, expected %s", file, f->name, JSON_EXCERPT(json, i),
+                    f->low == 0 ? "true or false" : "an integer");
+    return 0;
+}
+
+static int config_parse(Config *c, const Json *json, const char *file) {
+    const char *type = json_string(json, json_find(json, 0, "model_type")), *rank, *act;
+    uint32_t i;
+    Field field[N_FIELD];
+    if (json_type(json, 0) != '{') return fail("%s: not a JSON object", file);
+    if (type == NULL) return fail("%s: model_type is missing, expected \"mamba\"", file);
+    if (strcmp(type, "mamba") != 0) return fail("%s: model_type is \"%.60s\", expected \"mamba\"", file, type);
+    config_fields(field, c);
+    for (Field *f = field; f < field + N_FIELD; f++) {
+        rank = f->value == &c->dt_rank ? json_string(json, json_find(json, 0, f->name)) : NULL;
+        if (f->value == &c->dt_rank) f->initial = c->d_model / 16 + (c->d_model % 16 > 0);
+        if (f->value == &c->d_inner) /* wraps only where config_check refuses the factors */
+            f->initial = (int)((unsigned)c->expand * (unsigned)c->d_model);
+        if (rank != NULL && strcmp(rank, "auto") == 0) *f->value = f->initial;
+        else if (config_field(json, file, f) != 0) return -1;
+    }
+    i = json_find(json, 0, "layer_norm_epsilon");
+    c->norm_eps = i != 0 ? json_number(json, i) : 1e-5;
+    i = json_find(json, 0, "hidden_act");
+    act = json_string(json, i);
+    if (i != 0 && (act == NULL || strcmp(act, "silu") != 0)) return fail("%s: hidden_act is not \"silu\"", file);
+    return config_check(c, file);
+}
+
+static int config_load(Config *c, const char *dir) {
+    char path[PATH_SIZE], *text;
+    size_t n;
+    Json json;
+    int status;
+    memset(c, 0, sizeof *c);
+    if (join_path(path, dir, "config.json") != 0 || (text = read_file(path, &n)) == NULL) return -1;
+    if (json_parse(&json, text, n, path) != 0) return -1;
+    status = config_parse(c, &json, path);
+    json_free(&json);
+    return status;
+}
+
+static int config_save(const Config *c, const char *dir) {
+    char path[PATH_SIZE], text[2048], eps[32], *p = text, *end = text + sizeof text;
+    Config copy = *c;
+    Field field[N_FIELD];
+    int digits = 0;
+    do snprintf(eps, sizeof eps, "%.*g", ++digits, c->norm_eps); /* no more digits than it takes */
+    while (digits < 17 && strtod(eps, NULL) != c->norm_eps);
+    p = append(p, end, "{\n  \"architectures\": [\"MambaForCausalLM\"],\n  \"model_type\": \"mamba\",\n"
+                       "  \"torch_dtype\": \"%s\",\n  \"hidden_act\": \"silu\",\n  \"residual_in_fp32\": true,\n"
+                       "  \"layer_norm_epsilon\": %s", sizeof(real) == 8 ? "float64" : "float32", eps);
+    config_fields(field, &copy);
+    for (const Field *f = field; f < field + N_FIELD; f++) {
+        p = append(p, end, ",\n  \"%s\": ", f->name);
+        if (f->low == 0) p = append(p, end, "%s", *f->value ? "true" : "false");
+        else if (*f->value == -1) p = append(p, end, "null");
+        else p = append(p, end, "%d", *f->value);
+    }
+    p = append(p, end, "\n}\n");
+    return join_path(path, dir, "config.json") == 0 ? write_file(path, text, (size_t)(p - text)) : -1;
+}
+
+/* safetensors: 8 bytes, the length N of the header, little-endian; N bytes of JSON; the data. The header maps a name to
+   {"dtype": "F32", "shape": [2, 3], "data_offsets": [begin, end]}, where offsets count from the end of the header, and
+   "__metadata__" to an object of strings. The tensors fill the data to the end of the file, without a hole. */
+static const char *const type_name[] = {"F64", "F32", "F16", "BF16"};
+static const size_t type_size[] = {8, 4, 2, 2};
+enum { TYPE_F64, TYPE_F32, TYPE_F16, TYPE_BF16, N_TYPE, TYPE_REAL = sizeof(real) == 8 ? TYPE_F64 : TYPE_F32 };
+
+/* Tensors of a file: the rows of a table and the flat array they lie in. */
+typedef struct {
+    const char *prefix;            /* before the names: "", or what tells moments from weights */
+    const Tensor *row;
+    int n_row, optional;           /* optional: the file may have these; they are not read */
+    real *base;
+} Group;
+
+/* A string that goes with the tensors. When read, a value that is not empty is required, an empty one is filled in. */
+typedef struct { const char *key; char value[NAME_SIZE]; } Metadata;
+
+/* A tensor that is wanted, and where it was found. */
+typedef struct {
+    char name[NAME_SIZE];
+    const Group *group;
+    const Tensor *row;
+    int type, file;                /* which file has it; -1: none yet */
+    uint64_t begin;                /* in the data of the file */
+} Entry;
+
+typedef struct {
+    FILE *file;
+    char path[PATH_SIZE];
+    uint64_t start, size, used;    /* of the data: its place in the file, its bytes, how many of them are tensors */
+} Source;
+
+/* Tensors that one or more files together hold. */
+typedef struct {
+    Entry *entry;                  /* (n_entry) by name, until they are found */
+    size_t n_entry;
+    Source *source;                /* (n_source) */
+    int n_source;
+} Archive;
+
+enum { MAX_SOURCE = 128 };
+
+static int by_name(const void *a, const void *b) { return strcmp(((const Entry *)a)->name, ((const Entry *)b)->name); }
+
+static int by_place(const void *a, const void *b) {
+    const Entry *x = (const Entry *)a, *y = (const Entry *)b;
+    if (x->file != y->file) return x->file < y->file ? -1 : 1;
+    return x->begin < y->begin ? -1 : x->begin > y->begin ? 1 : by_name(a, b);
+}
+
+static void archive_close(Archive *a) {
+    for (int i = 0; i < a->n_source; i++) fclose(a->source[i].file);
+    release(a->source);
+    release(a->entry);
+}
+
+/* Lists the tensors of the groups. After fail() there is nothing to close. */
+static int archive_list(Archive *a, const Group *group, int n_group, const char *path) {
+    const uint16_t one = 1;
+    Entry *e;
+    memset(a, 0, sizeof *a);
+    if (*(const char *)&one != 1) return fail("%s: its bytes are little-endian, this machine is not", path);
+    for (int g = 0; g < n_group; g++) a->n_entry += (size_t)group[g].n_row;
+    a->entry = e = (Entry *)allocate(a->n_entry, sizeof *a->entry);
+    a->source = (Source *)allocate(MAX_SOURCE, sizeof *a->source);
+    if (a->entry == NULL || a->source == NULL) {
+        archive_close(a);
+        return -1;
+    }
+    for (const Group *g = group; g < group + n_group; g++) {
+        for (const Tensor *row = g->row; row < g->row + g->n_row; row++, e++) {
+            snprintf(e->name, sizeof e->name, "%s%s", g->prefix, row->name);
+            e->group = g, e->row = row, e->file = -1;
+        }
+    }
+    qsort(a->entry, a->n_entry, sizeof *a->entry, by_name);
+    return 0;
+}
+
+static void shape_text(char text[48], const Tensor *row) {
+    char *end = text + 48;
+    text = append(text, end, "[");
+    for (int i = 0; i < row->n_dim; i++) text = append(text, end, i == 0 ? "%d" : ",%d", row->shape[i]);
+    append(text, end, "]");
+}
+
+/* Whether node i is an array of n sizes or offsets, which *number becomes. */
+static int json_array(const Json *json, uint32_t i, double *number, int n) {
+    int k = 0;
+    for (i = json_first(json, i); i != 0; i = json->node[i].next, k++) {
+        double value = json_number(json, i);
+        if (k == n || !(value >= 0 && value < 9007199254740992.0 && value == floor(value))) return 0;
+        number[k] = value;
+    }
+    return k == n;
+}
+
+/* Notes where the tensor is that a header has under a key. Its shape and its length are those of the row, or it is
+   refused, so that no extent of a file is ever multiplied. */
+static int archive_note(Archive *a, const Json *json, uint32_t key) {
+    const Source *s = &a->source[a->n_source - 1];
+    const char *name = json_string(json, key), *type = json_string(json, json_find(json, key + 1, "dtype"));
+    uint32_t shape = json_find(json, key + 1, "shape"), offsets = json_find(json, key + 1, "data_offsets");
+    double extent[3], range[2];
+    char expected[48];
+    Entry wanted, *e;
+    size_t bytes;
+    int same;
+    if (type == NULL || json_type(json, shape) != '[' || json_type(json, offsets) != '[')
+        return fail("%s: tensor %.100s lacks a dtype, shape or data_offsets", s->path, name);
+    if (strcmp(name, "backbone.embedding.weight") == 0) name = "backbone.embeddings.weight"; /* the first release */
+    snprintf(wanted.name, NAME_SIZE, "%s", name);
+    e = (Entry *)bsearch(&wanted, a->entry, a->n_entry, sizeof wanted, by_name);
+    if (e == NULL || strcmp(e->name, name) != 0)
+        return fail("%s: unexpected tensor %.100s of shape %.*s", s->path, name, JSON_EXCERPT(json, shape));
+    if (e->file >= 0) return fail("%s: tensor %s occurs twice", s->path, name);
+    same = json_array(json, shape, extent, e->row->n_dim);
+    for (int i = 0; same && i < e->row->n_dim; i++) same = extent[i] == e->row->shape[i];
+    shape_text(expected, e->row);
+    if (!same)
+        return fail("%s: tensor %s has shape %.*s, expected %s", s->path, name, JSON_EXCERPT(json, shape), expected);
+    for (e->type = 0; e->type < N_TYPE && strcmp(type, type_name[e->type]) != 0;) e->type++;
+    if (e->type == N_TYPE)
+        return fail("%s: tensor %s has dtype %.20s, expected F32, F16, BF16 or F64", s->path, name, type);
+    bytes = e->row->size * type_size[e->type];
+    if (!json_array(json, offsets, range, 2) || range[1] - range[0] != (double)bytes)
+        return fail("%s: tensor %s has data_offsets %.*s, expected %zu bytes", s->path, name,
+                    JSON_EXCERPT(json, offsets), bytes);
+    e->begin = (uint64_t)range[0], e->file = a->n_source - 1;
+    return 0;
+}
+
+static int archive_header(Archive *a, const Json *json, Metadata *metadata, int n_metadata) {
+    const char *path = a->source[a->n_source - 1].path, *value;
+    uint32_t strings = json_find(json, 0, "__metadata__"), i;
+    if (json_type(json, 0) != '{') return fail("%s: the header is not a JSON object", path);
+    for (i = strings != 0 ? json_first(json, strings) : 0; i != 0; i = json->node[i + 1].next)
+        if (json_type(json, strings) != '{' || json_type(json, i + 1) != '"')
+            return fail("%s: __metadata__ is not an object of strings", path);
+    for (int k = 0; k < n_metadata; k++) {
+        Metadata *m = &metadata[k];
+        i = strings != 0 ? json_find(json, strings, m->key) : 0;
+        value = json_string(json, i);
+        if (value == NULL || strlen(value) >= sizeof m->value)
+            return fail("%s: __metadata__ has no valid %s", path, m->key);
+        if (m->value[0] != 0 && strcmp(value, m->value) != 0)
+            return fail("%s: %s is \"%s\", expected \"%s\"", path, m->key, value, m->value);
+        snprintf(m->value, sizeof m->value, "%s", value);
+    }
+    for (i = json_first(json, 0); i != 0; i = json->node[i + 1].next)
+        if (strcmp(json_string(json, i), "__metadata__") != 0 && archive_note(a, json, i) != 0) return -1;
+    return 0;
+}
+
+/* Adds a file: opens it and compares its header with the list. */
+static int archive_add(Archive *a, const char *path, Metadata *metadata, int n_metadata) {
+    Source *s = &a->source[a->n_source];
+    uint64_t size, length;
+    char *text;
+    Json json;
+    int status;
+    if ((s->file = open_file(path, &size)) == NULL) return -1;
+    a->n_source++;
+    snprintf(s->path, PATH_SIZE, "%s", path);
+    if (read_bytes(s->file, path, &length, 8) != 0) return -1;
+    if (size < 8 || length > size - 8 || length > 100000000)
+        return fail("%s: a header of %llu bytes in a file of %llu (limit: 100000000)", path, (unsigned long long)length,
+                    (unsigned long long)size);
+    s->start = 8 + length, s->size = size - s->start;
+    text = read_text(s->file, path, length);
+    if (text == NULL || json_parse(&json, text, (size_t)length, path) != 0) return -1;
+    status = archive_header(a, &json, metadata, n_metadata);
+    json_free(&json);
+    return status;
+}
+
+/* With all files added: nothing is missing, and the tensors fill each file without a hole or an overlap. */
+static int archive_check(Archive *a, const char *where) {
+    char expected[48];
+    qsort(a->entry, a->n_entry, sizeof *a->entry, by_place);
+    for (const Entry *e = a->entry; e < a->entry + a->n_entry; e++) {
+        Source *s = &a->source[e->file < 0 ? 0 : e->file];
+        shape_text(expected, e->row);
+        if (e->file < 0 && e->group->optional) continue;
+        if (e->file < 0) return fail("%s: tensor %s of shape %s is missing", where, e->name, expected);
+        if (e->begin != s->used)
+            return fail("%s: tensor %s begins at byte %llu of the data, expected %llu", s->path, e->name,
+                        (unsigned long long)e->begin, (unsigned long long)s->used);
+        s->used += e->row->size * type_size[e->type];
+    }
+    for (const Source *s = a->source; s < a->source + a->n_source; s++)
+        if (s->used != s->size)
+            return fail("%s: %llu bytes of data, but tensors of %llu", s->path, (unsigned long long)s->size,
+                        (unsigned long long)s->used);
+    return 0;
+}
+
+static float half_to_float(uint16_t half) {
+    uint32_t bits = (uint32_t)(half & 0x7fff) << 13; /* a float has 23 bits of fraction, a half 10; */
+    float value;
+    memcpy(&value, &bits, 4);
+    value *= 5192296858534827628530496329220096.0f; /* their exponents are biased by 127 and 15: times 2^112 */
+    if ((half & 0x7c00) == 0x7c00) value = half & 0x3ff ? NAN : INFINITY;
+    return half & 0x8000 ? -value : value;
+}
+
+/* n elements as reals. They may lie at any address, so each is copied before it is a number. */
+static void convert(real *out, const unsigned char *in, size_t n, int type) {
+    for (size_t i = 0; i < n; i++, in += type_size[type]) {
+        double full = 0;
+        float single = 0;
+        uint16_t half = 0;
+        uint32_t bits;
+        if (type == TYPE_F64) memcpy(&full, in, 8);
+        else if (type == TYPE_F32) memcpy(&single, in, 4);
+        else memcpy(&half, in, 2);
+        bits = (uint32_t)half << 16; /* BF16 is the upper half of a float */
+        if (type == TYPE_BF16) memcpy(&single, &bits, 4);
+        out[i] = (real)(type == TYPE_F64 ? full : type == TYPE_F16 ? half_to_float(half) : single);
+    }
+}
+
+/* Reads the tensors in the order of the files, straight to their places if they are reals already. */
+static int archive_read(const Archive *a) {
+    unsigned char buffer[1 << 15];
+    for (const Entry *e = a->entry; e < a->entry + a->n_entry; e++) {
+        const Source *s = &a->source[e->file < 0 ? 0 : e->file];
+        size_t most = sizeof buffer / type_size[e->type], n;
+        real *out;
+        if (e->file < 0 || e->group->optional) continue;
+        out = e->group->base + e->row->offset;
+        if (seek_file(s->file, (int64_t)(s->start + e->begin), SEEK_SET) != 0)
+            return fail("%s: cannot read: %s", s->path, strerror(errno));
+        if (e->type == TYPE_REAL) {
+            if (read_bytes(s->file, s->path, out, e->row->size * sizeof(real)) != 0) return -1;
+            continue;
+        }
+        for (size_t left = e->row->size; left > 0; left -= n, out += n) {
+            n = left < most ? left : most;
+            if (read_bytes(s->file, s->path, buffer, n * type_size[e->type]) != 0) return -1;
+            convert(out, buffer, n, e->type);
+        }
+    }
+    return 0;
+}
+
+/* Reads a file that has exactly the tensors of the groups, and the metadata. After fail() some may have been read. */
+static int tensors_load(const char *path, const Group *group, int n_group, Metadata *metadata, int n_metadata) {
+    Archive a;
+    int status;
+    if (archive_list(&a, group, n_group, path) != 0) return -1;
+    status = archive_add(&a, path, metadata, n_metadata);
+    if (status == 0) status = archive_check(&a, path);
+    if (status == 0) status = archive_read(&a);
+    archive_close(&a);
+    return status;
+}
+
+/* Appends a JSON string, which takes at most 6 bytes for one. */
+static char *append_string(char *out, const char *end, const char *string) {
+    out = append(out, end, "\"");
+    for (; *string != 0; string++) {
+        int quoted = *string == '"' || *string == '\\', control = (unsigned char)*string < 32;
+        out = append(out, end, control ? "\\u%04x" : quoted ? "\\%c" : "%c", *string);
+    }
+    return append(out, end, "\"");
+}
+
+/* Writes the tensors of the groups and the metadata. All have one dtype, so that their order is that of their names. */
+static int tensors_save(const char *path, const Group *group, int n_group, const Metadata *metadata, int n_metadata) {
+    Archive a;
+    Output out;
+    uint64_t begin = 0, length;
+    char *header, *p, *end, shape[48];
+    size_t room;
+    if (archive_list(&a, group, n_group, path) != 0) return -1;
+    room = (a.n_entry + (size_t)n_metadata + 1) * 16 * NAME_SIZE;
+    header = p = (char *)allocate(room, 1);
+    if (header == NULL || output_open(&out, path) != 0) {
+        release(header);
+        archive_close(&a);
+        return -1;
+    }
+    end = header + room;
+    p = append(p, end, "{\"__metadata__\":{\"format\":\"pt\"");
+    for (int i = 0; i < n_metadata; i++) {
+        p = append_string(append(p, end, ","), end, metadata[i].key);
+        p = append_string(append(p, end, ":"), end, metadata[i].value);
+    }
+    p = append(p, end, "}");
+    for (const Entry *e = a.entry; e < a.entry + a.n_entry; e++) {
+        size_t bytes = e->row->size * sizeof(real);
+        shape_text(shape, e->row);
+        p = append(p, end, ",\"%s\":{\"dtype\":\"%s\",\"shape\":%s,\"data_offsets\":[%llu,%llu]}", e->name,
+                   type_name[TYPE_REAL], shape, (unsigned long long)begin, (unsigned long long)(begin + bytes));
+        begin += bytes;
+    }
+    p = append(p, end, "}");
+    while ((p - header) % 8 != 0) p = append(p, end, " ");
+    length = (uint64_t)(p - header);
+    output_write(&out, &length, 8);
+    output_write(&out, header, (size_t)length);
+    for (const Entry *e = a.entry; e < a.entry + a.n_entry; e++)
+        output_write(&out, e->group->base + e->row->offset, e->row->size * sizeof(real));
+    release(header);
+    archive_close(&a);
+    return output_close(&out);
+}
+
+/* Adds the files that the "weight_map" of an index names. */
+static int archive_add_listed(Archive *a, const Json *json, const char *dir, const char *index) {
+    uint32_t map = json_find(json, 0, "weight_map"), i;
+    char path[PATH_SIZE];
+    int k;
+    if (map == 0 || json_type(json, map) != '{') return fail("%s: weight_map is missing", index);
+    for (i = json_first(json, map); i != 0; i = json->node[i + 1].next) {
+        const char *name = json_string(json, i + 1);
+        if (name == NULL || *name == 0 || strpbrk(name, "/\\:") != NULL) /* it could lead out of the directory */
+            return fail("%s: weight_map names %.*s, expected a file beside it", index, JSON_EXCERPT(json, i + 1));
+        if (join_path(path, dir, name) != 0) return -1;
+        for (k = 0; k < a->n_source && strcmp(a->source[k].path, path) != 0;) k++;
+        if (k == MAX_SOURCE) return fail("%s: more than %d files", index, MAX_SOURCE);
+        if (k == a->n_source && archive_add(a, path, NULL, 0) != 0) return -1;
+    }
+    return 0;
+}
+
+static int archive_add_index(Archive *a, const char *dir, const char *index) {
+    size_t n;
+    Json json;
+    char *text = read_file(index, &n);
+    int status;
+    if (text == NULL || json_parse(&json, text, n, index) != 0) return -1;
+    status = archive_add_listed(a, &json, dir, index);
+    json_free(&json);
+    return status;
+}
+
+/* Whether there is such a file in a directory; makes its path. */
+static int is_there(char path[PATH_SIZE], const char *dir, const char *name) {
+    struct stat status;
+    return join_path(path, dir, name) == 0 && stat(path, &status) == 0;
+}
+
+static int archive_add_dir(Archive *a, const char *dir, char where[PATH_SIZE]) {
+    if (is_there(where, dir, "model.safetensors")) return archive_add(a, where, NULL, 0);
+    if (is_there(where, dir, "model.safetensors.index.json")) return archive_add_index(a, dir, where);
+    if (is_there(where, dir, "pytorch_model.bin") || is_there(where, dir, "pytorch_model.bin.index.json"))
+        return fail("%s: is a Python pickle; with Transformers, save the model as safetensors: "
+                    "MambaForCausalLM.from_pretrained(dir).save_pretrained(dir, safe_serialization=True)", where);
+    return fail("%s: has no model.safetensors", dir);
+}
+
+/* A model from config.json and the safetensors of a directory. Memory for the weights is allocated when the headers
+   have shown that they are there. model_free frees it; after fail() there is nothing to free. */
+static int model_load(Model *m, const char *dir) {
+    char where[PATH_SIZE];
+    Config c;
+    Tensor head;
+    Table table = {&head, 0, 0, NULL};
+    Group group[2] = {{"", NULL, 0, 0, NULL}, {"", &head, 1, 1, NULL}}; /* a tied head may have been written, too */
+    Archive a;
+    int status;
+    memset(m, 0, sizeof *m);
+    if (config_load(&c, dir) != 0 || model_table(m, &c) != 0) return -1;
+    group[0].row = m->tensor, group[0].n_row = m->n_tensor;
+    table_add(&table, NULL, "lm_head.weight", c.vocab_size, c.d_model, 0);
+    status = archive_list(&a, group, c.tied ? 2 : 1, dir);
+    if (status == 0) {
+        status = archive_add_dir(&a, dir, where);
+        if (status == 0) status = archive_check(&a, where);
+        if (status == 0) status = model_allocate(m);
+        group[0].base = m->weights;
+        if (status == 0) status = archive_read(&a);
+        archive_close(&a);
+    }
+    if (status != 0) model_free(m);
+    return status;
+}
+
+/* Makes the directory if need be. Weights first: if they do not fit on the disk, the old checkpoint is still whole. */
+static int model_save(const Model *m, const char *dir) {
+    Group group = {"", m->tensor, m->n_tensor, 0, m->weights};
+    char path[PATH_SIZE];
+    if (join_path(path, dir, "model.safetensors") != 0) return -1;
+    if (make_directory(dir) != 0 && errno != EEXIST) return fail("%s: cannot make it: %s", dir, strerror(errno));
+    return tensors_save(path, &group, 1, NULL, 0) != 0 ? -1 : config_save(&m->config, dir);
+}
