@@ -9,24 +9,22 @@
 #include <time.h>
 #include <unistd.h>
 
-#ifdef MAMBA_CUDA
-extern
-#ifdef __cplusplus
-"C"
-#endif
-int cuda_backend(Backend *b, const Model *m, const char *dtype, int train, int lean);
-#endif
-
 /* OPTIONS ====================================================================================================== */
 
-enum { MAX_SAMPLES = 256, MAX_RECENT = 1024, MAX_HELD = 1024, MAX_ID = 1 << 20, TEXT_BLOCK = 1 << 16, LOGITS_ROWS = 128 };
+enum {
+    MAX_SAMPLES = 256,
+    MAX_RECENT = 1024,             /* ids that the repetition penalty can look back */
+    MAX_HELD = 1024,               /* bytes of text that can be held back, so the stop text is shorter */
+    TEXT_BLOCK = 1 << 16,          /* bytes of a file that --perplexity takes at a time */
+    LOGITS_ROWS = 128              /* positions that --logits takes at a time */
+};
 
 static struct {
-    const char *prompt, *file, *ids, *stop, *logits, *save_state, *load_state, *perplexity, *encode, *decode, *device, *dtype;
+    const char *dir, *prompt, *file, *ids, *stop, *logits, *save_state, *load_state, *perplexity, *encode, *decode;
+    const char *device, *dtype;
     double temperature, top_p, min_p, repetition_penalty;
     long long n, top_k, penalty_window, seed, samples, threads;
     int interactive, no_echo, ignore_eos, help;
-    const char *dir;
 } o;
 
 typedef enum { FLAG, WHOLE, DECIMAL, TEXT } Kind;
@@ -48,7 +46,7 @@ static const struct Option {
     {"--top-k", "K", WHOLE, &o.top_k, "0", 0, 1e9, "only the K most probable tokens; 0: all"},
     {"--top-p", "P", DECIMAL, &o.top_p, "0.9", 0, 1, "only the most probable ones that make up P in sum"},
     {"--min-p", "P", DECIMAL, &o.min_p, "0", 0, 1, "only those at least P times as probable as the best"},
-    {"--repetition-penalty", "R", DECIMAL, &o.repetition_penalty, "1", 1e-3, 1e3, "divides the logits of recent tokens"},
+    {"--repetition-penalty", "R", DECIMAL, &o.repetition_penalty, "1", 1e-3, 1e3, "divides logits of recent tokens"},
     {"--penalty-window", "N", WHOLE, &o.penalty_window, "64", 0, MAX_RECENT, "how many tokens are recent"},
     {"--seed", "N", WHOLE, &o.seed, "-1", -1, 9e15, "of the first sample, the next has N + 1; -1: from the clock"},
     {"--samples", "K", WHOLE, &o.samples, "1", 1, MAX_SAMPLES, "several at once, printed one after the other"},
@@ -68,11 +66,13 @@ static const struct Option {
 };
 enum { N_OPTION = sizeof option / sizeof *option };
 
+/* Options that do not go together. */
 static const char *const conflict[][2] = {
-    {"-p", "-f"}, {"--ids", "-p"}, {"--ids", "-f"}, {"--ids", "-i"}, {"--ids", "--stop"}, {"--samples", "-i"},
-    {"--samples", "--save-state"}, {"--perplexity", "--load-state"}, {"--perplexity", "--save-state"},
+    {"-p", "-f"}, {"-p", "--ids"}, {"-f", "--ids"}, {"-i", "--ids"}, {"-i", "--samples"}, {"-i", "--logits"},
+    {"--ids", "--stop"}, {"--samples", "--save-state"}, {"--encode", "--decode"}, {"--encode", "--perplexity"},
+    {"--decode", "--perplexity"}, {"--perplexity", "--load-state"}, {"--perplexity", "--save-state"},
     {"--perplexity", "--logits"}, {"--perplexity", "-i"}, {"--perplexity", "--ids"}, {"--perplexity", "-p"},
-    {"--perplexity", "-f"}, {"--encode", "--decode"}, {"--encode", "--perplexity"}, {"--decode", "--perplexity"},
+    {"--perplexity", "-f"},
 };
 
 static void print_usage(FILE *to) {
@@ -93,7 +93,8 @@ static int set_option(const struct Option *option, const char *text) {
     if (option->kind == WHOLE) {
         long long value = *(long long *)option->value = strtoll(text, &end, 10);
         if (end == text || *end != '\0' || errno != 0 || value < option->low || value > option->high)
-            return fail("option %s: '%s' is not a whole number from %.0f to %.0f", option->name, text, option->low, option->high);
+            return fail("option %s: '%s' is not a whole number from %.0f to %.0f", option->name, text, option->low,
+                        option->high);
     }
     if (option->kind == DECIMAL) {
         double value = *(double *)option->value = strtod(text, &end);
@@ -117,7 +118,8 @@ static int parse_options(int argc, char **argv) {
     for (int i = 1; i < argc; i++) {
         int k = find_option(argv[i]);
         if (k < N_OPTION) {
-            if (option[k].kind != FLAG && i + 1 == argc) return fail("option %s: expected %s", argv[i], option[k].argument);
+            if (option[k].kind != FLAG && i + 1 == argc)
+                return fail("option %s: %s is missing", argv[i], option[k].argument);
             if (set_option(&option[k], option[k].kind == FLAG ? "" : argv[++i]) != 0) return -1;
             given[k] = 1;
         } else if (argv[i][0] == '-') {
@@ -129,7 +131,7 @@ static int parse_options(int argc, char **argv) {
         }
     }
     if (o.help) return 0;
-    if (strlen(o.stop) > MAX_HELD - 4) return fail("option --stop: %zu bytes, expected at most %d", strlen(o.stop), MAX_HELD - 4);
+    if (strlen(o.stop) > MAX_HELD - 4) return fail("option --stop: a text of more than %d bytes", MAX_HELD - 4);
     if (o.dir == NULL) return fail("a model's directory is expected: ./run DIR [options]; see --help");
     for (size_t i = 0; i < sizeof conflict / sizeof *conflict; i++) {
         if (given[find_option(conflict[i][0])] && given[find_option(conflict[i][1])])
@@ -160,7 +162,8 @@ static size_t utf8_complete(const char *text, size_t n) {
     for (size_t k = 1; k <= 3 && k <= n; k++) {
         unsigned char lead = (unsigned char)text[n - k], next = (unsigned char)text[n - k + (k > 1)];
         size_t length = lead < 0xC2 || lead > 0xF4 ? 1 : lead < 0xE0 ? 2 : lead < 0xF0 ? 3 : 4;
-        int low = lead == 0xE0 ? 0xA0 : lead == 0xF0 ? 0x90 : 0x80, high = lead == 0xED ? 0x9F : lead == 0xF4 ? 0x8F : 0xBF;
+        int low = lead == 0xE0 ? 0xA0 : lead == 0xF0 ? 0x90 : 0x80; /* of the second byte */
+        int high = lead == 0xED ? 0x9F : lead == 0xF4 ? 0x8F : 0xBF;
         if (lead >= 0x80 && lead < 0xC0) continue; /* not a lead: that is further left */
         return k < length && (k == 1 || (next >= low && next <= high)) ? n - k : n;
     }
@@ -241,13 +244,8 @@ static double seconds(void) {
 }
 
 static int open_tokenizer(Run *r) {
-    char path[4096];
-    FILE *file;
-    snprintf(path, sizeof path, "%s/tokenizer.bin", o.dir);
-    if (o.ids != NULL) { /* then it only tells which ids are padding */
-        if ((file = fopen(path, "rb")) == NULL) return 0;
-        fclose(file);
-    }
+    char path[PATH_SIZE];
+    if (!is_there(path, o.dir, "tokenizer.bin") && o.ids != NULL) return 0; /* else it tells which ids are padding */
     if (tokenizer_load(&r->tokenizer, path) != 0) return -1;
     r->has_tokenizer = 1;
     return 0;
@@ -284,6 +282,7 @@ static int open_sampler(Run *r, Sampler *s) {
 static int open_model(Run *r) {
     if (model_load(&r->model, o.dir) != 0 || open_backend(r) != 0) return -1;
     r->has_backend = 1, r->n_stream = 1;
+    if (o.seed < 0 && o.load_state == NULL) o.seed = (long long)time(NULL);
     if (r->has_tokenizer && r->tokenizer.n_vocab > r->model.config.vocab_size)
         return fail("%s/tokenizer.bin: n_vocab is %d, but vocab_size in config.json is %d", o.dir, r->tokenizer.n_vocab,
                     r->model.config.vocab_size);
@@ -309,18 +308,24 @@ static int start_token(const Run *r) {
 
 /* STATE FILES ================================================================================================== */
 
-/* A hash of the config and the weights (FNV-1a over words): a state means nothing to another model. */
-static uint64_t fingerprint(const Model *m) {
-    const Config *c = &m->config;
-    uint64_t hash = 14695981039346656037u, word;
-    int shape[] = {c->vocab_size, c->d_model, c->n_layer, c->d_state, c->d_conv, c->expand, c->dt_rank, c->tied};
-    for (size_t i = 0; i < sizeof shape / sizeof *shape; i++) hash = (hash ^ (uint64_t)shape[i]) * 1099511628211u;
-    for (size_t i = 0; i < m->n_param * sizeof(real); i += sizeof word) {
-        memcpy(&word, (const char *)m->weights + i, sizeof word);
+/* FNV-1a over words of 8 bytes, which divide all that it is given. */
+static uint64_t hash_words(uint64_t hash, const void *data, size_t bytes) {
+    for (size_t i = 0; i < bytes; i += 8) {
+        uint64_t word;
+        memcpy(&word, (const char *)data + i, 8);
         hash = (hash ^ word) * 1099511628211u;
         hash ^= hash >> 32;
     }
     return hash;
+}
+
+/* Of the config and the weights: a state means nothing to another model. */
+static uint64_t fingerprint(const Model *m) {
+    const Config *c = &m->config;
+    int shape[] = {c->vocab_size, c->d_model, c->n_layer, c->d_state, c->d_conv, c->expand, c->dt_rank, c->tied};
+    uint64_t hash = hash_words(14695981039346656037u, shape, sizeof shape);
+    hash = hash_words(hash, &c->norm_eps, sizeof c->norm_eps);
+    return hash_words(hash, m->weights, m->n_param * sizeof(real));
 }
 
 /* A state file is a safetensors file with what a stream needs to go on: STATE, the recent ids for the repetition
@@ -336,6 +341,7 @@ static int state_open(StateFile *f, const Run *r) {
     Table table = {f->row, 0, 0, NULL};
     size_t n = state_size(&r->model.config, 1);
     if (n > INT_MAX) return fail("a state of %zu numbers is too large for a file", n);
+    memset(f, 0, sizeof *f);
     table_add(&table, NULL, "state", (int)n, 0, 0);
     table_add(&table, NULL, "recent", MAX_RECENT + 1, 0, 0);
     table_add(&table, NULL, "held", MAX_HELD + 1, 0, 0);
@@ -345,7 +351,6 @@ static int state_open(StateFile *f, const Run *r) {
     f->group.prefix = "", f->group.row = f->row, f->group.n_row = 3, f->group.base = f->state;
     f->metadata[0].key = "model", f->metadata[1].key = "rng";
     snprintf(f->metadata[0].value, NAME_SIZE, "%016llx", (unsigned long long)fingerprint(&r->model));
-    f->metadata[1].value[0] = '\0';
     return 0;
 }
 
@@ -356,7 +361,8 @@ static int save_state(const Run *r) {
     StateFile f;
     if (state_open(&f, r) != 0) return -1;
     snprintf(f.metadata[1].value, NAME_SIZE, "%016llx", (unsigned long long)s->rng);
-    for (int i = 0; i < n_recent; i++) f.recent[i] = (real)s->history[(s->n_history - n_recent + i) % s->penalty_window];
+    for (int i = 0, first = s->n_history - n_recent; i < n_recent; i++)
+        f.recent[i] = (real)s->history[(first + i) % s->penalty_window];
     for (size_t i = 0; i < held->n; i++) f.held[i] = (real)(unsigned char)held->data[i];
     f.recent[n_recent] = f.held[held->n] = -1;
     status = r->backend.copy(r->backend.self, STATE, f.state, 0);
@@ -372,9 +378,9 @@ static int load_state(Run *r) {
     status = tensors_load(o.load_state, &f.group, 1, f.metadata, 2);
     if (status == 0) status = r->backend.copy(r->backend.self, STATE, f.state, 1);
     for (int i = 0; status == 0 && i < MAX_RECENT && f.recent[i] >= 0; i++)
-        sampler_accept(&r->sampler[0], (int)(f.recent[i] < MAX_ID ? f.recent[i] : MAX_ID));
+        sampler_accept(&r->sampler[0], (int)fmin(f.recent[i], INT_MAX));
     for (int i = 0; status == 0 && i < MAX_HELD && f.held[i] >= 0; i++) {
-        char byte = (char)(f.held[i] < 256 ? (int)f.held[i] : 0);
+        char byte = (char)(int)fmin(f.held[i], 255);
         status = text_add(&r->stream[0].held, &byte, 1);
     }
     if (o.seed < 0) r->sampler[0].rng = strtoull(f.metadata[1].value, NULL, 16);
@@ -442,11 +448,15 @@ static int feed_prompt(Run *r) {
     long n = read_prompt(r, &ids);
     int status = n < 0 ? -1 : 0;
     Output out;
-    if (n == 0 && o.interactive) return 0; /* the first line comes first */
-    if (status == 0 && o.logits == NULL) status = feed(r, ids, n, NULL);
-    else if (status == 0 && (status = output_open(&out, o.logits)) == 0) {
-        status = feed(r, ids, n, &out);
-        if (output_close(&out) != 0) status = -1;
+    if (status == 0 && o.logits == NULL) {
+        if (n > 0 || !o.interactive) status = feed(r, ids, n, NULL); /* else the first line is the prompt */
+    } else if (status == 0 && (status = output_open(&out, o.logits)) == 0) {
+        if ((status = feed(r, ids, n, &out)) == 0) {
+            status = output_close(&out);
+        } else { /* nothing half written stays */
+            fclose(out.file);
+            remove(out.temporary);
+        }
     }
     release(ids);
     return status;
@@ -457,7 +467,7 @@ static int feed_prompt(Run *r) {
 static int print_stream(Stream *s) {
     size_t n = s->out.n;
     s->out.n = 0;
-    if (fwrite(s->out.data, 1, n, stdout) == n && fflush(stdout) == 0) return 0;
+    if (n == 0 || (fwrite(s->out.data, 1, n, stdout) == n && fflush(stdout) == 0)) return 0;
     return fail("standard output: cannot be written: %s", strerror(errno));
 }
 
@@ -465,7 +475,8 @@ static int print_stream(Stream *s) {
 static int fan_out(Run *r) {
     const Config *c = &r->model.config;
     int n = (int)o.samples, status = -1;
-    real *one = (real *)allocate(state_size(c, 1), sizeof(real)), *all = (real *)allocate(state_size(c, n), sizeof(real));
+    real *one = (real *)allocate(state_size(c, 1), sizeof(real));
+    real *all = (real *)allocate(state_size(c, n), sizeof(real));
     real *from = one, *to = all;
     if (one != NULL && all != NULL) status = r->backend.copy(r->backend.self, STATE, one, 0);
     for (int l = 0; l <= c->n_layer && status == 0; l++) { /* the held logits lie like the state of one more layer */
@@ -538,13 +549,15 @@ static int finish(Run *r) {
     if (r->n_prompt > 0) fprintf(stderr, ", %.1f tokens/s", r->n_prompt / r->prompt_seconds);
     if (r->n_generated > 0)
         fprintf(stderr, "; %ld generated, %.1f tokens/s", r->n_generated, r->n_generated / r->generate_seconds);
-    fprintf(stderr, "; seed %lld\n", o.seed);
+    if (o.seed >= 0) fprintf(stderr, "; seed %lld", o.seed);
+    fputc('\n', stderr);
     return 0;
 }
 
 /* Line by line, the state goes on: what you type follows what came before. */
 static int interact(Run *r) {
     Text line = {NULL, 0, 0};
+    Stream *s = &r->stream[0];
     int status = 0, c = 0;
     while (status == 0 && c != EOF) {
         int *ids = NULL;
@@ -556,8 +569,8 @@ static int interact(Run *r) {
         }
         if (c == EOF && line.n == 0) break;
         n = encode(r, line.data, line.n, &ids);
-        status = n < 0 || feed(r, ids, n, NULL) != 0 || generate(r) != 0 || stream_flush(&r->stream[0], r->stream[0].held.n) != 0 ||
-                 text_add(&r->stream[0].out, "\n", 1) != 0 || print_stream(&r->stream[0]) != 0 ? -1 : 0;
+        status = n < 0 || feed(r, ids, n, NULL) != 0 || generate(r) != 0 || stream_flush(s, s->held.n) != 0 ||
+                 text_add(&s->out, "\n", 1) != 0 || print_stream(s) != 0 ? -1 : 0;
         release(ids);
     }
     free(line.data);
@@ -596,16 +609,16 @@ static int measure(Run *r) {
         nats += loss * n, n_token += n, n_byte += used;
         ids[0] = ids[n];
         memmove(text, text + used, n_text -= used);
-        if (isatty(2)) fprintf(stderr, "\r%.0f bytes, %.4f bits per byte", n_byte, nats / log(2) / n_byte);
+        if (isatty(2)) fprintf(stderr, "%.0f bytes, %.4f bits per byte\r", n_byte, nats / log(2) / n_byte);
     }
     if (file != NULL) fclose(file);
     release(text);
     release(ids);
     if (status != 0) return -1;
     if (n_token == 0) return fail("%s: empty, there is nothing to measure", o.perplexity);
-    printf("%.0f tokens, %.0f bytes: %.6f nats per token, perplexity %.4f, %.6f bits per byte\n", n_token, n_byte, nats / n_token,
-           exp(nats / n_token), nats / log(2) / n_byte);
-    fprintf(stderr, "%s%s: %.1f tokens/s\n", isatty(2) ? "\r" : "", r->backend.description, n_token / (seconds() - began));
+    printf("%.0f tokens, %.0f bytes: %.6f nats per token, perplexity %.4f, %.6f bits per byte\n", n_token, n_byte,
+           nats / n_token, exp(nats / n_token), nats / log(2) / n_byte);
+    fprintf(stderr, "%s: %.1f tokens/s\n", r->backend.description, n_token / (seconds() - began));
     return 0;
 }
 

@@ -1,5 +1,5 @@
-/* Drives ./run from outside over a small model that it makes: what is printed, what is refused. Its parts that can be
-   tested alone (the UTF-8 stream, cutting a file into blocks) are included, under another name for main.
+/* Drives run from outside over a small model that it makes: what is printed, what is refused. run.c is included, with
+   another name for main: parts of it are tested alone, and "test_run run ..." is ./run as this test was compiled.
    SPDX-License-Identifier: MIT */
 #define main run_main
 #include "../run.c"
@@ -10,7 +10,7 @@
 #include <sys/wait.h>
 
 static char work[] = "/tmp/mamba-test-XXXXXX"; /* a directory of our own */
-static char program[4096] = "./run";
+static const char *program, *limits = ""; /* this program; what to start it from */
 
 /* What a command printed. `status` is its exit status; `error` the first 1000 bytes of standard error. */
 typedef struct { Text out; char error[1000]; int status; } Result;
@@ -41,14 +41,14 @@ static void shell(const char *text) {
     CHECK(system(command) == 0);
 }
 
-/* Runs ./run with arguments for the shell, in which @ stands for the directory; input is /dev/null unless they say so. */
+/* Starts run with arguments for the shell, in which @ stands for the directory. The default input is /dev/null. */
 static Result run(const char *arguments) {
     Result r;
     char command[16384], *end;
     FILE *pipe;
     size_t n;
     memset(&r, 0, sizeof r);
-    n = (size_t)snprintf(command, sizeof command, "</dev/null 2>%s/error %s ", work, program);
+    n = (size_t)snprintf(command, sizeof command, "</dev/null 2>%s/error %s%s run ", work, limits, program);
     expand(command + n, arguments);
     pipe = popen(command, "r");
     CHECK(pipe != NULL && read_all(pipe, command, &r.out) == 0 && text_add(&r.out, "", 1) == 0);
@@ -59,6 +59,10 @@ static Result run(const char *arguments) {
     snprintf(r.error, sizeof r.error, "%s", end != NULL ? end : "");
     release(end);
     return r;
+}
+
+static int same(const Text *a, const Text *b) {
+    return a->n == b->n && (a->n == 0 || memcmp(a->data, b->data, a->n) == 0);
 }
 
 static void done(Result *r) { free(r->out.data); }
@@ -77,8 +81,8 @@ static void expect(const char *arguments, const char *output) {
 static void refuses(const char *arguments, const char *word1, const char *word2) {
     Result r = run(arguments);
     size_t n = strlen(r.error);
-    int ok = r.status == 1 && r.out.n == 0 && n > 1 && strchr(r.error, '\n') == r.error + n - 1 && strstr(r.error, word1) != NULL &&
-             strstr(r.error, word2) != NULL;
+    int ok = r.status == 1 && r.out.n == 0 && n > 1 && strchr(r.error, '\n') == r.error + n - 1 &&
+             strstr(r.error, word1) != NULL && strstr(r.error, word2) != NULL;
     CHECK(ok);
     if (!ok) printf("  run %s\n  exit %d, said: %s\n", arguments, r.status, r.error);
     done(&r);
@@ -90,7 +94,8 @@ enum { VOCAB = 264, N_VOCAB = 257 };
 static Config small_config(void) {
     Config c;
     memset(&c, 0, sizeof c);
-    c.vocab_size = VOCAB, c.d_model = 16, c.n_layer = 2, c.d_state = 4, c.d_conv = 4, c.expand = 2, c.dt_rank = 2, c.d_inner = 32;
+    c.vocab_size = VOCAB, c.d_model = 16, c.n_layer = 2, c.d_state = 4, c.d_conv = 4;
+    c.expand = 2, c.dt_rank = 2, c.d_inner = 32;
     c.conv_bias = c.tied = 1, c.norm_eps = 1e-5;
     return c;
 }
@@ -104,7 +109,7 @@ static void make_model(const char *name, uint64_t seed) {
     snprintf(path, sizeof path, "%s/%s", work, name);
     CHECK(mkdir(path, 0777) == 0 && model_create(&m, &c) == 0);
     model_init(&m, seed);
-    for (int i = 0; i < VOCAB * c.d_model; i++) m.params.embedding[i] *= 20; /* so that the logits differ from each other */
+    for (int i = 0; i < VOCAB * c.d_model; i++) m.params.embedding[i] *= 20; /* so that logits differ */
     for (int i = N_VOCAB * c.d_model; i < VOCAB * c.d_model; i++) m.params.embedding[i] *= 5;
     CHECK(model_save(&m, path) == 0);
     snprintf(path, sizeof path, "%s/%s/tokenizer.bin", work, name);
@@ -117,11 +122,14 @@ static void make_model(const char *name, uint64_t seed) {
 static void test_utf8(void) {
     const char text[] = "a\xC3\xA9z\xE2\x82\xAC\xF0\x9F\x90\x8D\xED\x9F\xBF\xEE\x80\x80\xF4\x8F\xBF\xBF.";
     const char invalid[] = "\xC3(\xFF\xE2\x82(\x80\x80\x80\x80\xF0\x9F\xC0\xAF\xED\xA0\x80\xF8\x88\xC3";
-    const char *const whole[] = {"", "a", "\xC3\xA9", "\xE2\x82\xAC", "\xF0\x9F\x90\x8D", "\x80", "\xA9\xA9\xA9\xA9", "\xC0", "\xC1", "\xF5",
-                                 "\xFF", "\xE0\x80", "\xED\xA0", "\xF0\x80", "\xF4\x90", "\xC3\xA9\xA9", "\xE2\x28"};
-    const char *const begun[] = {"\xC3", "\xE2", "\xE2\x82", "\xF0", "\xF0\x9F", "\xF0\x9F\x90", "\xE0\xA0", "\xED\x9F", "\xF4\x8F"};
+    const char *const whole[] = {"", "a", "\xC3\xA9", "\xE2\x82\xAC", "\xF0\x9F\x90\x8D", "\x80", "\xA9\xA9\xA9\xA9",
+                                 "\xC0", "\xC1", "\xF5", "\xFF", "\xE0\x80", "\xED\xA0", "\xF0\x80", "\xF4\x90",
+                                 "\xC3\xA9\xA9", "\xE2\x28"};
+    const char *const begun[] = {"\xC3", "\xE2", "\xE2\x82", "\xF0", "\xF0\x9F", "\xF0\x9F\x90", "\xE0\xA0", "\xED\x9F",
+                                 "\xF4\x8F"};
     size_t n = sizeof text - 1;
-    for (size_t i = 0; i < sizeof whole / sizeof *whole; i++) CHECK(utf8_complete(whole[i], strlen(whole[i])) == strlen(whole[i]));
+    for (size_t i = 0; i < sizeof whole / sizeof *whole; i++)
+        CHECK(utf8_complete(whole[i], strlen(whole[i])) == strlen(whole[i]));
     for (size_t i = 0; i < sizeof begun / sizeof *begun; i++) CHECK(utf8_complete(begun[i], strlen(begun[i])) == 0);
     for (unsigned split = 0; split < 1u << (n - 1); split += 1 + split % 7) { /* bit i: cut after byte i */
         Stream s;
@@ -142,7 +150,8 @@ static void test_utf8(void) {
     for (size_t cut = 0; cut < sizeof invalid; cut++) {
         Stream s;
         memset(&s, 0, sizeof s);
-        CHECK(stream_put(&s, invalid, cut, "") == 0 && stream_put(&s, invalid + cut, sizeof invalid - 1 - cut, "") == 0);
+        CHECK(stream_put(&s, invalid, cut, "") == 0);
+        CHECK(stream_put(&s, invalid + cut, sizeof invalid - 1 - cut, "") == 0);
         CHECK(s.held.n == 1 && stream_flush(&s, s.held.n) == 0); /* the last byte could begin a character */
         CHECK(s.out.n == sizeof invalid - 1 && memcmp(s.out.data, invalid, s.out.n) == 0);
         free(s.out.data), free(s.held.data);
@@ -152,8 +161,9 @@ static void test_utf8(void) {
 /* The stop text in all its places, however the text is cut: never even partly printed. */
 static void test_stop(void) {
     const struct { const char *text, *stop, *out; } cases[] = {
-        {"one. two", ". ", "one"}, {"aaab", "aab", "a"}, {"abababac", "ababac", "ab"}, {"the end", "end", "the "}, {"xyz", "x", ""},
-        {"\xC3\xA9\xE2\x82\xAC!", "\xE2\x82\xAC", "\xC3\xA9"}, {"no such", "suck", "no such"}, {"almos", "most", "almos"},
+        {"one. two", ". ", "one"}, {"aaab", "aab", "a"}, {"abababac", "ababac", "ab"}, {"the end", "end", "the "},
+        {"xyz", "x", ""}, {"\xC3\xA9\xE2\x82\xAC!", "\xE2\x82\xAC", "\xC3\xA9"}, {"no such", "suck", "no such"},
+        {"almos", "most", "almos"},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         size_t n = strlen(cases[i].text), length = strlen(cases[i].out);
@@ -188,11 +198,11 @@ static void test_output(void) {
     expect("@/m -f @/prompt -n 0", "from a file\n");
     expect("@/m -n 0 < @/prompt", "from a file");
     a = run("@/m -p 'Once' -n 40 --seed 3"), b = run("@/m -p 'Once' -n 40 --seed 3");
-    CHECK(a.status == 0 && a.out.n > 4 && a.out.n == b.out.n && memcmp(a.out.data, b.out.data, a.out.n) == 0);
+    CHECK(a.status == 0 && a.out.n > 4 && same(&a.out, &b.out));
     CHECK(strstr(a.error, "tokens/s") != NULL);
     done(&b);
     b = run("@/m -p 'Once' -n 40 --seed 4");
-    CHECK(a.out.n != b.out.n || memcmp(a.out.data, b.out.data, a.out.n) != 0);
+    CHECK(!same(&a.out, &b.out));
     done(&a), done(&b);
     a = run("@/m -n 300 --top-p 1 --temperature 5 --ids '5' --seed 1 --ignore-eos"); /* padding would come up */
     {
@@ -204,20 +214,21 @@ static void test_output(void) {
         release(ids);
     }
     done(&a);
-    a = run("@/m -n -1 --top-p 1 --temperature 5 --ids '5' --seed 1"); /* without a limit it ends with the end of text, id 0 */
+    a = run("@/m -n -1 --top-p 1 --temperature 5 --ids '5' --seed 1"); /* no limit but the end of text, id 0 */
     CHECK(a.status == 0 && a.out.n > 2 && strcmp(a.out.data + a.out.n - 3, " 0\n") == 0);
     done(&a);
-    a = run("@/m -n 20 --temperature 0"), b = run("@/m -n 20 --temperature 0 -p ''"); /* no prompt: starts from the end of text */
-    CHECK(a.status == 0 && strcmp(a.out.data, b.out.data) == 0);
+    a = run("@/m -n 20 --temperature 0"), b = run("@/m -n 20 --temperature 0 -p ''"); /* start from the end of text */
+    CHECK(a.status == 0 && same(&a.out, &b.out));
     done(&a), done(&b);
     a = run("@/m -n 20 --temperature 0 --ids ''"), b = run("@/m -n 20 --temperature 0 --ids 0");
-    CHECK(a.status == 0 && strcmp(a.out.data, b.out.data) == 0);
+    CHECK(a.status == 0 && same(&a.out, &b.out));
     done(&a), done(&b);
     a = run("@/untokenized -n 5 --ids '3, 1 4'"); /* needs no tokenizer */
     CHECK(a.status == 0 && a.out.n > 5);
     done(&a);
     spit("bytes", "tab\t\xC3\xA9\n<|endoftext|>\\", 21);
-    expect("@/m --encode @/bytes", "117\tt\n98\ta\n99\tb\n10\t\\t\n196\t\\xc3\n170\t\\xa9\n11\t\\n\n0\t<|endoftext|>\n93\t\\x5c\n");
+    expect("@/m --encode @/bytes", "117\tt\n98\ta\n99\tb\n10\t\\t\n196\t\\xc3\n170\t\\xa9\n11\t\\n\n0\t<|endoftext|>\n"
+                                   "93\t\\x5c\n");
     a = run("@/m --encode @/bytes | cut -f 1 > @/ids");
     done(&a);
     a = run("@/m --decode @/ids > @/decoded");
@@ -229,24 +240,33 @@ static void test_output(void) {
 
 /* Two runs, the second from where the first left off, print what one run does; also in the middle of a character. */
 static void test_state(void) {
+    const char settings[] = "--repetition-penalty 1.2 --top-p 1 --ignore-eos";
     char command[500];
+    Result all, first, second;
+    snprintf(command, sizeof command, "@/m -p 'Once upon' -n 60 --seed 9 %s", settings);
+    all = run(command);
     for (int n = 0; n <= 30; n += 5) {
-        Result all = run("@/m -p 'Once upon' -n 60 --seed 9 --repetition-penalty 1.2 --top-p 1 --ignore-eos"), first, second;
-        snprintf(command, sizeof command, "@/m -p 'Once upon' -n %d --seed 9 --repetition-penalty 1.2 --top-p 1 --ignore-eos --save-state @/state", n);
+        snprintf(command, sizeof command, "@/m -p 'Once upon' -n %d --seed 9 %s --save-state @/state", n, settings);
         first = run(command);
-        snprintf(command, sizeof command, "@/m -p '' -n %d --repetition-penalty 1.2 --top-p 1 --ignore-eos --load-state @/state", 60 - n);
+        snprintf(command, sizeof command, "@/m -p '' -n %d %s --load-state @/state", 60 - n, settings);
         second = run(command);
-        CHECK(first.status == 0 && second.status == 0 && first.out.n + second.out.n == all.out.n);
-        CHECK(first.out.n <= all.out.n && memcmp(first.out.data, all.out.data, first.out.n) == 0);
-        CHECK(first.out.n + second.out.n == all.out.n && memcmp(second.out.data, all.out.data + first.out.n, second.out.n) == 0);
-        done(&all), done(&first), done(&second);
+        CHECK(first.status == 0 && text_add(&first.out, second.out.data, second.out.n) == 0);
+        CHECK(second.status == 0 && same(&first.out, &all.out));
+        done(&first), done(&second);
     }
-    {   /* reading in two goes is reading in one; the snake's bytes are cut in two */
-        Result all = run("@/m -p 'One two \xF0\x9F\x90\x8D' -n 30 --seed 2"), part = run("@/m -p 'One two \xF0\x9F' -n 0 --save-state @/state");
-        Result rest = run("@/m -p '\x90\x8D' -n 30 --seed 2 --load-state @/state");
-        CHECK(part.out.n == 8 && part.out.n + rest.out.n == all.out.n && memcmp(rest.out.data, all.out.data + 8, rest.out.n) == 0);
-        done(&all), done(&part), done(&rest);
-    }
+    done(&all);
+    all = run("@/m -p 'One two \xF0\x9F\x90\x8D' -n 30 --seed 2"); /* reading in two goes is reading in one */
+    first = run("@/m -p 'One two \xF0\x9F' -n 0 --save-state @/state");
+    second = run("@/m -p '\x90\x8D' -n 30 --seed 2 --load-state @/state");
+    CHECK(first.out.n == 8 && text_add(&first.out, second.out.data, second.out.n) == 0 && same(&first.out, &all.out));
+    done(&all), done(&first), done(&second);
+    all = run("@/m -p '' -n 9 --seed 6 --samples 2 --load-state @/state"); /* one text read, continued in two ways */
+    first = run("@/m -p '' -n 9 --seed 6 --load-state @/state");
+    second = run("@/m -p '' -n 9 --seed 7 --load-state @/state");
+    snprintf(command, sizeof command, "--- sample 1 of 2 ---\n%s\n--- sample 2 of 2 ---\n%s\n", first.out.data,
+             second.out.data);
+    CHECK(all.status == 0 && strcmp(all.out.data, command) == 0);
+    done(&all), done(&first), done(&second);
     refuses("@/other -p x -n 1 --load-state @/state", "state", "model is");
     refuses("@/m -p x -n 1 --load-state @/m/tokenizer.bin", "tokenizer.bin", "");
     refuses("@/m -p x -n 1 --load-state @/m/model.safetensors", "model.safetensors", "");
@@ -259,7 +279,7 @@ static void test_state(void) {
 
 /* --logits has the logits of each position, as found by feeding one token at a time. */
 static void test_logits(void) {
-    const char text[] = "The quick brown fox jumps over the lazy dog, 1234567890 times, and then over the next one; and so on.";
+    const char text[] = "The quick brown fox jumps over the lazy dog 1234567890 times, and then the next; and so on.";
     char path[4096], *file;
     size_t n, length = sizeof text - 1;
     Model m;
@@ -290,9 +310,9 @@ static void test_logits(void) {
     backend.close(backend.self);
     model_free(&m);
     refuses("@/m -p x -n 0 --logits @/none/logits > /dev/null", "none/logits", "No such file");
-    snprintf(program, sizeof program, "sh -c 'trap \"\" XFSZ; ulimit -f 8; exec \"$@\"' sh %s", strcpy(path, program)); /* as a full disk */
+    limits = "sh -c 'trap \"\" XFSZ; ulimit -f 8; exec \"$@\"' sh "; /* as good as a full disk */
     refuses("@/m -p 'Quite a few positions' -n 0 --logits @/too_large > /dev/null", "too_large", "too large");
-    strcpy(program, path);
+    limits = "";
     shell("! ls @ | grep too_large > /dev/null"); /* nothing half written is left */
 }
 
@@ -300,23 +320,22 @@ static void test_logits(void) {
 static void test_samples(void) {
     Result batch = run("@/m -p 'Once' -n 30 --samples 3 --seed 11 --repetition-penalty 1.1"), alone;
     Text expected = {NULL, 0, 0};
-    char command[200];
-    CHECK(batch.status == 0);
+    char line[200];
     for (int k = 0; k < 3; k++) {
-        snprintf(command, sizeof command, "@/m -p 'Once' -n 30 --seed %d --repetition-penalty 1.1", 11 + k);
-        alone = run(command);
-        snprintf(command, sizeof command, "--- sample %d of 3 ---\n", k + 1);
-        CHECK(text_add(&expected, command, strlen(command)) == 0 && text_add(&expected, alone.out.data, alone.out.n) == 0);
-        CHECK(text_add(&expected, "\n", 1) == 0);
+        snprintf(line, sizeof line, "@/m -p 'Once' -n 30 --seed %d --repetition-penalty 1.1", 11 + k);
+        alone = run(line);
+        snprintf(line, sizeof line, "--- sample %d of 3 ---\n", k + 1);
+        CHECK(text_add(&expected, line, strlen(line)) == 0);
+        CHECK(text_add(&expected, alone.out.data, alone.out.n) == 0 && text_add(&expected, "\n", 1) == 0);
         done(&alone);
     }
-    CHECK(batch.out.n == expected.n && memcmp(batch.out.data, expected.data, expected.n) == 0);
+    CHECK(batch.status == 0 && same(&batch.out, &expected));
     free(expected.data);
     done(&batch);
-    batch = run("@/m -n 8 --samples 2 --temperature 0 --ids '7 8'"), alone = run("@/m -n 8 --temperature 0 --ids '7 8'");
-    snprintf(command, sizeof command, "--- sample 1 of 2 ---\n%s--- sample 2 of 2 ---\n%s", alone.out.data, alone.out.data);
-    CHECK(strcmp(batch.out.data, command) == 0);
-    done(&batch), done(&alone);
+    alone = run("@/m -n 8 --temperature 0 --ids '7 8'");
+    snprintf(line, sizeof line, "--- sample 1 of 2 ---\n%s--- sample 2 of 2 ---\n%s", alone.out.data, alone.out.data);
+    expect("@/m -n 8 --samples 2 --temperature 0 --ids '7 8'", line);
+    done(&alone);
 }
 
 /* The text ends before the stop text, which is cut from what is generated without it. */
@@ -346,14 +365,8 @@ static void test_interactive(void) {
     r = run("@/m -i -n 10 --temperature 0 < @/lines");
     one = run("@/m -p Once -n 10 --temperature 0 --no-echo --save-state @/state");
     two = run("@/m -p then -n 10 --temperature 0 --no-echo --load-state @/state");
-    {
-        Text expected = {NULL, 0, 0};
-        CHECK(text_add(&expected, one.out.data, one.out.n) == 0 && text_add(&expected, "\n", 1) == 0);
-        CHECK(text_add(&expected, two.out.data, two.out.n) == 0 && text_add(&expected, "\n", 1) == 0);
-        CHECK(r.status == 0 && r.out.n == expected.n && memcmp(r.out.data, expected.data, expected.n) == 0);
-        free(expected.data);
-    }
-    printf("%zu %zu %zu %s\n", r.out.n, one.out.n, two.out.n, r.error);
+    CHECK(text_add(&one.out, "\n", 1) == 0 && text_add(&one.out, two.out.data, two.out.n) == 0);
+    CHECK(text_add(&one.out, "\n", 1) == 0 && r.status == 0 && same(&r.out, &one.out));
     done(&r), done(&one), done(&two);
 }
 
@@ -363,21 +376,25 @@ static void test_perplexity(void) {
     char *text = (char *)allocate(N, 1), path[4096];
     int *ids = (int *)allocate(N + 1, sizeof(int));
     uint64_t rng = 5;
-    double loss, nats, ppl, bits, tokens, bytes;
+    double loss, nats, perplexity, bits, tokens, bytes;
     Model m;
     Backend backend;
     Result r;
-    for (int i = 0; i < N; i++) text[i] = "etaoin shrdlu\n"[random_bits(&rng) % 14], ids[i + 1] = (unsigned char)text[i] + 1;
+    for (int i = 0; i < N; i++) {
+        text[i] = "etaoin shrdlu\n"[random_bits(&rng) % 14];
+        ids[i + 1] = (unsigned char)text[i] + 1;
+    }
     spit("long", text, N);
     r = run("@/m --perplexity @/long");
     snprintf(path, sizeof path, "%s/m", work);
     CHECK(model_load(&m, path) == 0 && cpu_backend(&backend, &m, 0, 0) == 0);
     CHECK(backend.evaluate(backend.self, ids, ids + 1, N, &loss, NULL) == 0); /* ids[0] is the end of text */
-    CHECK(r.status == 0 && sscanf(r.out.data, "%lf tokens, %lf bytes: %lf nats per token, perplexity %lf, %lf bits per byte", &tokens,
-                                  &bytes, &nats, &ppl, &bits) == 5);
+    CHECK(r.status == 0);
+    CHECK(sscanf(r.out.data, "%lf tokens, %lf bytes: %lf nats per token, perplexity %lf, %lf bits", &tokens, &bytes,
+                 &nats, &perplexity, &bits) == 5);
     CHECK(tokens == N && bytes == N);
     CHECK_NEAR(nats, loss, 1e-5);
-    CHECK_NEAR(ppl, exp(loss), 1e-3 * exp(loss));
+    CHECK_NEAR(perplexity, exp(loss), 1e-3 * exp(loss));
     CHECK_NEAR(bits, loss / log(2), 1e-5);
     done(&r);
     backend.close(backend.self);
@@ -386,12 +403,13 @@ static void test_perplexity(void) {
     spit("empty", "", 0);
     refuses("@/m --perplexity @/empty", "empty", "nothing");
     refuses("@/m --perplexity @/none", "none", "No such file");
-    refuses("@/m --perplexity @/m", "@" + 1, "");
+    refuses("@/m --perplexity @/m", "/m:", "");
 }
 
 /* Cutting at last_cut does not change the tokens, with a vocabulary that has merges. */
 static void test_cut(void) {
-    const char words[] = "the cat sat on the  mat.\n\nIt's  12 o'clock,\tsaid the cat;   the mat said\r\n nothing\xC3\xA9 \xE2\x80\x83 the\n end ";
+    const char words[] = "the cat sat on the  mat.\n\nIt's  12 o'clock,\tsaid the cat;   the mat said\r\n "
+                         "nothing\xC3\xA9 \xE2\x80\x83 the\n end ";
     char text[3000];
     int whole[3000], parts[3000];
     size_t n = 0;
@@ -414,10 +432,10 @@ static void test_cut(void) {
 
 static void test_refusals(void) {
     refuses("", "directory", "--help");
-    refuses("@/none", "@" + 1, "No such file");
+    refuses("@/none", "/none", "No such file");
     refuses("@/m extra", "extra", "one directory");
     refuses("@/m --nonsense", "--nonsense", "none of this name");
-    refuses("@/m -n", "-n", "expected N");
+    refuses("@/m -n", "-n", "N is missing");
     refuses("@/m -n x", "-n", "whole number");
     refuses("@/m -n 1x", "-n", "whole number");
     refuses("@/m -n 99999999999999999999", "-n", "whole number");
@@ -461,12 +479,12 @@ static void test_refusals(void) {
 /* Directories with something wrong in them. */
 static void make_bad_models(void) {
     char command[4096];
-    shell("cd @ && cp -r m untokenized && rm untokenized/tokenizer.bin && cp -r m large_tokenizer && cp -r m bad_tokenizer && "
-          "head -c 100 m/tokenizer.bin > bad_tokenizer/tokenizer.bin && cp -r m truncated && "
+    shell("cd @ && cp -r m untokenized && rm untokenized/tokenizer.bin && cp -r m large_tokenizer && "
+          "cp -r m bad_tokenizer && head -c 100 m/tokenizer.bin > bad_tokenizer/tokenizer.bin && cp -r m truncated && "
           "for f in m/model.*; do head -c 5000 $f > truncated/${f##*/}; done");
     {
         Tokenizer t;
-        const char text[] = "a b c d e f g ab ac ad ae af ag ba bc bd be bf bg ca cb cd ce cf cg ab ac ad ae af ag ba bc bd be bf bg";
+        const char text[] = "ab ac ad ae af ag ba bc bd be bf bg ca cb cd ab ac ad ae af ag ba bc bd be bf bg ca cb cd";
         memset(&t, 0, sizeof t);
         snprintf(command, sizeof command, "%s/large_tokenizer/tokenizer.bin", work);
         CHECK(tokenizer_train(&t, text, sizeof text - 1, 270) == 0 && tokenizer_save(&t, command) == 0);
@@ -475,8 +493,9 @@ static void make_bad_models(void) {
 }
 
 int main(int argc, char **argv) {
-    if (argc > 1) snprintf(program, sizeof program, "%s", argv[1]);
-    CHECK(mkdtemp(work) != NULL);
+    if (argc > 1 && strcmp(argv[1], "run") == 0) return run_main(argc - 1, argv + 1);
+    program = argv[0];
+    CHECK(mkdtemp(work) != NULL && setenv("OMP_NUM_THREADS", "1", 1) == 0);
     make_model("m", 1);
     make_model("other", 2);
     make_bad_models();
