@@ -85,6 +85,8 @@ static int fail(const char *format, ...) {
     va_start(args, format);
     vsnprintf(error_message, sizeof error_message, format, args);
     va_end(args);
+    for (char *p = error_message; *p != 0; p++) /* a hostile file's names shall not steer a terminal */
+        if ((unsigned char)*p < 32 || *p == 127) *p = '?';
     return -1;
 }
 
