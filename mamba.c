@@ -1314,22 +1314,22 @@ static int sample(Sampler *s, const real *logits) {
         for (kept = 0; kept < s->top_k; kept++) heap_take(c, n - kept);
         c += n - kept, n = kept;
     }
+    kept = 0;
     for (int i = 0; i < n; i++) { /* weight = p / (largest p); the test keeps infinity - infinity out */
-        c[i].weight = c[i].logit == largest ? 1 : exp(((double)c[i].logit - largest) / s->temperature);
-        total += c[i].weight;
+        double weight = c[i].logit == largest ? 1 : exp(((double)c[i].logit - largest) / s->temperature);
+        total += weight;
+        if (weight == 0 || weight < s->min_p) continue; /* step 6 may come first: its ids are the last in rank */
+        c[kept] = c[i];
+        c[kept++].weight = weight;
+        sum += weight;
     }
+    n = kept;
     if (s->top_p < 1) {
         heap_build(c, n);
-        for (kept = 0; kept < n && (kept == 0 || sum < s->top_p * total); kept++) sum += heap_take(c, n - kept);
-        c += n - kept, n = kept;
+        for (sum = 0, kept = 0; kept < n && (kept == 0 || sum < s->top_p * total); kept++) sum += heap_take(c, n - kept);
+        c += n - kept;
     }
-    total = 0, kept = 0;
-    for (int i = 0; i < n; i++) {
-        if (c[i].weight == 0 || c[i].weight < s->min_p) continue;
-        total += c[i].weight;
-        c[kept++] = c[i];
-    }
-    u = random_uniform(&s->rng) * total;
+    u = random_uniform(&s->rng) * sum;
     for (n = 0; n < kept - 1 && (u -= c[n].weight) >= 0; n++) { }
     sampler_accept(s, c[n].id);
     return c[n].id;
