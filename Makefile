@@ -83,3 +83,13 @@ test: all $(TESTS)
 
 bench: build/bench
 	build/bench
+
+# The default vocabulary: 4096 tokens from the built-in stories, this repository's own text and, where it is at hand, the first 90% of tinyshakespeare
+# (the rest stays unseen, for measuring on).
+SHAKESPEARE = $(wildcard ../shared/data/tinyshakespeare.txt)
+build/shakespeare: | build
+	$(if $(SHAKESPEARE),head -c 1003854 $(SHAKESPEARE),true) >$@
+
+build/vocabulary: tests/unicode_classes.h train.c
+vocabulary: build/vocabulary build/shakespeare
+	build/vocabulary tokenizer.bin 4096 README.md mamba.c train.c build/shakespeare
