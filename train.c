@@ -283,7 +283,7 @@ static struct {
     long long d_model, n_layer, d_state, d_conv, expand, dt_rank, vocab_size, stories;
     long long batch, len, accumulate, steps, stop, seed, threads;
     long long log_every, eval_every, eval_tokens, sample_every, sample_tokens, save_every;
-    double minutes, lr, lr_min, warmup, weight_decay, beta1, beta2, clip, held_out, temperature;
+    double minutes, lr, lr_min, warmup, weight_decay, beta1, beta2, clip, held_out, temperature, top_p;
     int untied, resume, lean, help;
 } o;
 
@@ -339,7 +339,8 @@ static const struct Option {
     {"--eval-tokens", "N", OPT_INT, &o.eval_tokens, "20000", 0, 1e15, FREE, "tokens in each but the last; 0: all"},
     {"--sample-every", "N", OPT_INT, &o.sample_every, "200", 0, 1e9, FREE, "steps between samples; 0: only at the end"},
     {"--sample-tokens", "N", OPT_INT, &o.sample_tokens, "300", 1, 1 << 20, FREE, "length of a sample"},
-    {"--temperature", "T", OPT_REAL, &o.temperature, "0.8", 0, 100, FREE, "of samples"},
+    {"--temperature", "T", OPT_REAL, &o.temperature, "1", 0, 100, FREE, "of samples"},
+    {"--top-p", "P", OPT_REAL, &o.top_p, "0.9", 0, 1, FREE, "of samples: only the tokens that make up P in sum"},
     {"--save-every", "N", OPT_INT, &o.save_every, "1000", 0, 1e9, FREE, "steps between saves; 0: only at the end"},
 
     {"--device", "NAME", OPT_TEXT, &o.device, "auto", 0, 0, FREE, "cpu, cuda, or auto: cuda if there is one"},
@@ -749,7 +750,8 @@ static int generate(Run *r, int *out, int n) {
     for (; made < n && status == 0; made++) {
         start[made] = r->data.tokenizer.end_of_text >= 0 ? r->data.tokenizer.end_of_text : r->data.ids[0];
         status = sampler_create(&sampler[made], r->model.config.vocab_size, 0, (uint64_t)(o.seed + r->step + made));
-        sampler[made].temperature = o.temperature, sampler[made].n_vocab = r->data.tokenizer.n_vocab;
+        sampler[made].temperature = o.temperature, sampler[made].top_p = o.top_p;
+        sampler[made].n_vocab = r->data.tokenizer.n_vocab;
     }
     if (status == 0) status = r->backend.reset(r->backend.self, n);
     if (status == 0) status = r->backend.forward(r->backend.self, start, 1, NULL, 0);
