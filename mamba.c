@@ -12,33 +12,52 @@
       3. Layers, forward and backward        6. Generation
 
    The paper is A. Gu and T. Dao, "Mamba: Linear-Time Sequence Modeling with Selective State Spaces",
-   arXiv:2312.00752v2. A matrix is stored row by row; the last index is contiguous.
+   arXiv:2312.00752v2.
 
-      letter          shape                     meaning, and its place in the paper
-      x               (batch, len, d_inner)     input of the convolution; "u" after it, the input of the scan (x in Eq. 2)
-      z               (batch, len, d_inner)     the gate (Figure 3, right branch)
-      delta           (batch, len, d_inner)     step size, softplus(dt + dt_bias) (Algorithm 2, line 5)
-      A               (d_inner, d_state)        decay rates, -exp(A_log), diagonal, so a row per channel
-      B, C            (batch, len, d_state)     what a token writes into the state and reads from it, for all channels
-      D               (d_inner)                 weight of the direct path from u to y
-      h               (d_inner, d_state)        the state of one sequence at one time (Eq. 2a)
-      y               (batch, len, d_inner)     output of the scan (Eq. 2b), before the gate
-      batch, len                                sequences in a batch, positions in a sequence; rows = batch * len
-      d_model, d_inner, d_state                 D, ED and N in the paper; d_inner = expand * d_model
-      d_conv, dt_rank                           taps of the convolution; rank of the projection that makes dt
-      n_layer, vocab_size                       blocks, tokens
-      b, t, d, n                                index of a sequence, a position, a channel, a state
+   A token becomes a vector, its row of the embedding. The vectors of a sequence pass through n_layer blocks, each of
+   which adds something to them; after a last RMSNorm the product with each row of the head, mostly the embedding itself,
+   is a logit of the next token. All that is specific to Mamba is in the block. For one sequence, v = RMSNorm(input):
 
-   Letters that collide in the paper: D is a width there and a parameter, here only the parameter; B is a batch size
-   there and a matrix, here only the matrix; L is a length there, here "len". A "d" in front of a name is the gradient
-   of the loss by it and nothing else; the discretised A is "abar".
+      x, z = in_proj v                                               two branches, d_inner channels each
+      u_t = silu(conv_bias + sum_k conv_k x_{t - (d_conv-1) + k})    a short causal convolution in each channel
+      dt_t, B_t, C_t = x_proj u_t                                    selection: the scan depends on the token
+      delta_t = softplus(dt_proj dt_t + dt_bias)                     ... which sets how far the scan steps
+      h_t = exp(delta_t A) h_{t-1} + delta_t B_t u_t                 the scan: d_state numbers of memory per channel
+      y_t = sum_n C_t h_t + D u_t                                    ... read, n being the index in d_state
+      output = input + out_proj (y silu(z))                          the gate, and the way back to d_model
+
+      letter   shape                  meaning                                                 in the paper  made by
+      x        (batch, len, d_inner)  input of the convolution                                Figure 3      in_proj
+      z        (batch, len, d_inner)  the gate                                                Figure 3      in_proj
+      u        (batch, len, d_inner)  input of the scan                                       x in Eq. 2    conv
+      dt       (batch, len, dt_rank)  the step size in short, before dt_proj widens it        Section 3.6   x_proj
+      B, C     (batch, len, d_state)  how a token is written to h, and how h is read          Algorithm 2   x_proj
+      delta    (batch, len, d_inner)  step size: large, the token replaces h; small, h stays  Algorithm 2   delta
+      A        (d_inner, d_state)     decay rates, -exp(A_log); diagonal, a row per channel   Algorithm 2
+      h        (d_inner, d_state)     the state of one sequence at one time; transposed in    Eq. 2a        scan
+                                      memory, so that channels are contiguous
+      D        (d_inner)              weight of the direct path from u to y                   not in Eq. 2
+      y        (batch, len, d_inner)  output of the scan, before the gate                     Eq. 2b        scan
+      batch, len                      sequences, and positions in each; rows = batch * len    B, L
+      d_model, d_inner, d_state       widths; d_inner = expand * d_model                      D, ED, N
+      d_conv, dt_rank                 taps of the convolution; the extent of dt               -, R
+      n_layer, vocab_size             blocks; tokens
+      b, t, d, n                      index of a sequence, a position, a channel, a state
+
+   The last index of a shape is contiguous in memory. Letters that collide in the paper: D is a width there, here the
+   parameter; B is a batch size there and a matrix, here the matrix; x is the input of the block, of the convolution and
+   of the scan there, here that of the convolution. (Layers of general use, such as RMSNorm, also call their input x and
+   their output y, and so does the residual stream.) A "d" in front of a tensor's name makes it the gradient of the loss
+   by that tensor: ddelta is dL/ddelta. (dt is no gradient; checkpoints call it so.) The discretised A, exp(delta A), is
+   "abar".
 
    Where the code differs from the paper, it follows the authors' released code, so that their checkpoints run:
-   - B is discretised by Euler's rule, Bbar = delta B, not by zero-order hold (Eq. 4). For x = delta |A| the ratio of the
-     two is x / (1 - exp(-x)): 1.05 at x = 0.1, 2.0 at x = 1.6.
-   - dt is initialised log-uniform in [0.001, 0.1], not uniform.
+   - B is discretised by Euler's rule, Bbar = delta B, not by zero-order hold (Eq. 4). For a = delta |A| the ratio of
+     the two is a / (1 - exp(-a)): 1.05 at a = 0.1, 2.0 at a = 1.6.
+   - delta starts log-uniform in [0.001, 0.1], not uniform.
    - A block is x + mixer(RMSNorm(x)): the norm comes first, and one more follows the last block.
-   - A_log is stored, never A: A = -exp(A_log) is negative whatever the optimiser does, so the recurrence cannot blow up. */
+   - A_log is stored, never A: A = -exp(A_log) is negative whatever the optimiser does, so exp(delta A) < 1 and the
+     recurrence cannot blow up. */
 
 #include <assert.h>
 #include <errno.h>
@@ -70,7 +89,8 @@ typedef MAMBA_REAL real;
 /* 2. CONFIG AND MEMORY ========================================================================================= */
 
 /* The message of the last error. A function that can fail returns -1 (or NULL) after fail(...); a program prints the
-   message and exits. Nothing in this file prints or exits. (With a GPU, this file is in two objects, for mamba.cu too.) */
+   message and exits. Nothing in this file prints or exits. (With a GPU this file is part of two objects, the program's
+   and that of mamba.cu, which defines the message for both.) */
 #ifdef MAMBA_CUDA
 extern char error_message[1024];
 #else
@@ -90,8 +110,9 @@ static int fail(const char *format, ...) {
     return -1;
 }
 
-/* Loops marked so are shared by the threads; without OpenMP they run on one. Each iteration writes its own part of the
-   result and sums in a fixed order, so the bits do not depend on the number of threads. */
+/* In front of a loop: its iterations are divided among the threads; without OpenMP one thread does them all. Each
+   iteration writes a part of the result of its own and sums in a fixed order, so the bits do not depend on the number
+   of threads. */
 #ifdef _OPENMP
 #define PARALLEL_FOR _Pragma("omp parallel for schedule(static)")
 #else
@@ -101,7 +122,7 @@ static int fail(const char *format, ...) {
 /* count * size bytes, zeroed, aligned for vectors, on huge pages where the system has them (weights are read at the
    speed of memory, and small pages cost up to a third of it). NULL after fail() if there is no memory. */
 static void *allocate(size_t count, size_t size) {
-    size_t bytes = count * size, align = bytes < ((size_t)8 << 20) ? 64 : (size_t)2 << 20;
+    size_t bytes = count * size, align = bytes < ((size_t)8 << 20) ? 128 : (size_t)2 << 20;
     char *raw = NULL, *aligned;
     if (size == 0 || count <= (SIZE_MAX - 2 * align) / size) raw = (char *)calloc(1, bytes + align + sizeof(void *));
     if (raw == NULL) {
@@ -110,9 +131,9 @@ static void *allocate(size_t count, size_t size) {
     }
     aligned = raw + sizeof(void *);
     aligned += (align - (uintptr_t)aligned % align) % align;
-    ((void **)aligned)[-1] = raw;
-#ifdef __linux__
-    if (align > 64) madvise(aligned, bytes, MADV_HUGEPAGE);
+    ((void **)aligned)[-1] = raw; /* for release */
+#ifdef MADV_HUGEPAGE
+    if (align > 128) madvise(aligned, bytes, MADV_HUGEPAGE);
 #endif
     return aligned;
 }
@@ -132,62 +153,8 @@ typedef struct {
     int bos_id, eos_id, pad_id;
 } Config;
 
-/* How a parameter starts; `scale` is the half-width, the deviation or 1/sqrt(fan_in) as the rule says. */
-typedef enum { INIT_ZERO, INIT_ONE, INIT_NORMAL, INIT_UNIFORM, INIT_A_LOG, INIT_DT_BIAS } Init;
-
-/* One tensor. Parameters, gradients, the optimiser's moments, activations and states are each one flat array of reals
-   and a table of these rows that says what lies where. */
-typedef struct {
-    char name[64];                 /* in a checkpoint */
-    int n_dim, shape[3];
-    size_t size, offset;           /* in reals; offsets are multiples of 16, so that vectors are aligned */
-    Init init;
-    double scale;
-    int decay;                     /* 1: weight decay applies */
-} Tensor;
-
-typedef struct {
-    Tensor *row;                   /* NULL: rows are counted, not kept */
-    int n_row;
-    size_t size;                   /* of the flat array */
-    real *base;                    /* the flat array that fields are pointed into; NULL: fields are left alone */
-} Table;
-
-/* Adds a row of the given shape (a 0 ends it) and points *field to its place. */
-static Tensor *table_add(Table *table, real **field, const char *name, int dim0, int dim1, int dim2) {
-    static Tensor unkept;
-    Tensor *row = table->row != NULL ? &table->row[table->n_row] : &unkept;
-    int shape[3], i;
-    memset(row, 0, sizeof *row);
-    shape[0] = dim0, shape[1] = dim1, shape[2] = dim2;
-    snprintf(row->name, sizeof row->name, "%s", name);
-    for (row->size = 1, i = 0; i < 3 && shape[i] > 0; i++) {
-        row->shape[row->n_dim++] = shape[i];
-        row->size *= (size_t)shape[i];
-    }
-    row->offset = table->size;
-    if (table->base != NULL) *field = table->base + row->offset;
-    table->n_row++;
-    table->size += (row->size + 15) / 16 * 16;
-    return row;
-}
-
-static void table_init(Tensor *row, Init init, double scale, int decay) {
-    row->init = init, row->scale = scale, row->decay = decay;
-}
-
-/* The parameters of a block, and of a model. Gradients have the same type. The shapes are in params_table. */
-typedef struct {
-    real *norm, *in_proj, *in_bias, *conv, *conv_bias, *x_proj, *dt_proj, *dt_bias, *A_log, *D, *out_proj, *out_bias;
-} BlockParams;
-
-typedef struct {
-    real *embedding, *norm_f, *head;
-    BlockParams *block;            /* (n_layer) */
-} Params;
-
-
-/* A field of config.json. Its low tells what it is: 1 a size, 0 a truth value, -1 a token's id (-1 stands for null). */
+/* A field of config.json: where its value goes, what it is if the file lacks it, and its limits. The lower limit tells
+   the type: 1 a size, 0 true or false, -1 a token's id (null is -1). */
 typedef struct {
     const char *name;
     int *value, initial, low, high;
@@ -210,7 +177,7 @@ static void config_fields(Field field[N_FIELD], Config *c) {
     memcpy(field, fields, sizeof fields);
 }
 
-/* Whether the config that `file` gave is one of a model. */
+/* 0 if a model can have this config, or -1 after fail(), which names `file`. */
 static int config_check(const Config *c, const char *file) {
     Config copy = *c;
     Field field[N_FIELD];
@@ -231,6 +198,60 @@ static int config_check(const Config *c, const char *file) {
     return 0;
 }
 
+/* How a parameter starts; see tensor_init. */
+typedef enum { INIT_ZERO, INIT_ONE, INIT_NORMAL, INIT_UNIFORM, INIT_A_LOG, INIT_DT_BIAS } Init;
+
+/* One tensor. Parameters, gradients, the optimiser's moments, activations and states are each one flat array of reals
+   and a table of these rows that says what lies where. */
+typedef struct {
+    char name[64];                 /* in a checkpoint */
+    int n_dim, shape[3];
+    size_t size, offset;           /* in reals; offsets are multiples of 16, so that vectors are aligned */
+    Init init;
+    double scale;                  /* INIT_NORMAL: standard deviation; INIT_UNIFORM: in +-scale; else not used */
+    int decay;                     /* 1: weight decay applies */
+} Tensor;
+
+typedef struct {
+    Tensor *row;                   /* NULL: rows are counted, not kept */
+    int n_row;
+    size_t size;                   /* of the flat array */
+    real *base;                    /* the flat array that fields are pointed into; NULL: fields are left alone */
+} Table;
+
+/* Adds a row of the given shape (a 0 ends it) and points *field to its place in table->base. */
+static Tensor *table_add(Table *table, real **field, const char *name, int dim0, int dim1, int dim2) {
+    static Tensor unkept;
+    Tensor *row = table->row != NULL ? &table->row[table->n_row] : &unkept;
+    int shape[3], i;
+    memset(row, 0, sizeof *row);
+    shape[0] = dim0, shape[1] = dim1, shape[2] = dim2;
+    snprintf(row->name, sizeof row->name, "%s", name);
+    for (row->size = 1, i = 0; i < 3 && shape[i] > 0; i++) {
+        row->shape[row->n_dim++] = shape[i];
+        row->size *= (size_t)shape[i];
+    }
+    row->offset = table->size;
+    if (table->base != NULL) *field = table->base + row->offset;
+    table->n_row++;
+    table->size += (row->size + 15) / 16 * 16;
+    return row;
+}
+
+static void table_init(Tensor *row, Init init, double scale, int decay) {
+    row->init = init, row->scale = scale, row->decay = decay;
+}
+
+/* The parameters of a block, and of a model. Gradients have the same type. Shapes: params_table; uses: section 4. */
+typedef struct {
+    real *norm, *in_proj, *in_bias, *conv, *conv_bias, *x_proj, *dt_proj, *dt_bias, *A_log, *D, *out_proj, *out_bias;
+} BlockParams;
+
+typedef struct {
+    real *embedding, *norm_f, *head;
+    BlockParams *block;            /* (n_layer) */
+} Params;
+
 /* Adds a parameter's row, named prefix + name. */
 static void param(Table *table, real **field, const char *prefix, const char *name, int dim0, int dim1, int dim2,
                   Init init, double scale, int decay) {
@@ -239,11 +260,12 @@ static void param(Table *table, real **field, const char *prefix, const char *na
     table_init(table_add(table, field, full, dim0, dim1, dim2), init, scale, decay);
 }
 
-/* One row per parameter, in the order of their use. p->block has n_layer elements; it may be NULL when only rows are
-   wanted. A tied head is no row: it points to the embedding. No decay on A_log, D, biases, norms and the embedding. */
+/* One row per parameter, in the order of their use: its name, shape, initialisation, and whether it decays (A_log, D,
+   biases, norms and the embedding do not). A matrix W of a linear layer y = x W^T has a row per output. A tied head is
+   no row: it points to the embedding. p->block has n_layer elements; it may be NULL when only rows are wanted. */
 static void params_table(Table *table, const Config *c, Params *p) {
-    int dim = c->d_model, inner = c->d_inner, rank = c->dt_rank;
-    double from_model = 1 / sqrt(dim), from_inner = 1 / sqrt(inner), from_rank = 1 / sqrt(rank);
+    int dim = c->d_model, inner = c->d_inner, rank = c->dt_rank, x_out = rank + 2 * c->d_state; /* dt, B, C */
+    double from_model = 1 / sqrt(dim), from_inner = 1 / sqrt(inner), from_rank = 1 / sqrt(rank); /* 1/sqrt(fan-in) */
     double from_conv = 1 / sqrt(c->d_conv);
     double residual = from_inner / sqrt(c->n_layer); /* n_layer blocks add to one residual stream */
     param(table, &p->embedding, "backbone.", "embeddings.weight", c->vocab_size, dim, 0, INIT_NORMAL, 0.02, 0);
@@ -258,8 +280,7 @@ static void params_table(Table *table, const Config *c, Params *p) {
         param(table, &b->conv, in, "mixer.conv1d.weight", inner, 1, c->d_conv, INIT_UNIFORM, from_conv, 1);
         if (c->conv_bias) param(table, &b->conv_bias, in, "mixer.conv1d.bias", inner, 0, 0, INIT_UNIFORM, from_conv, 0);
         else b->conv_bias = NULL;
-        param(table, &b->x_proj, in, "mixer.x_proj.weight", rank + 2 * c->d_state, inner, 0, INIT_UNIFORM, from_inner,
-              1);
+        param(table, &b->x_proj, in, "mixer.x_proj.weight", x_out, inner, 0, INIT_UNIFORM, from_inner, 1);
         param(table, &b->dt_proj, in, "mixer.dt_proj.weight", inner, rank, 0, INIT_UNIFORM, from_rank, 1);
         param(table, &b->dt_bias, in, "mixer.dt_proj.bias", inner, 0, 0, INIT_DT_BIAS, 0, 0);
         param(table, &b->A_log, in, "mixer.A_log", inner, c->d_state, 0, INIT_A_LOG, 0, 0);
@@ -277,7 +298,7 @@ typedef struct {
     Config config;
     Tensor *tensor;                /* (n_tensor), the table of params_table */
     int n_tensor;
-    size_t n_param;                /* length of weights, padding included */
+    size_t n_param;                /* length of weights, the padding between tensors included */
     real *weights;
     Params params;                 /* point into weights */
 } Model;
@@ -353,7 +374,7 @@ static void tensor_init(real *w, const Tensor *tensor, uint64_t state) {
         case INIT_NORMAL: value = tensor->scale * random_normal(&state); break;
         case INIT_UNIFORM: value = tensor->scale * (2 * random_uniform(&state) - 1); break;
         case INIT_A_LOG: value = log((double)(i % last + 1)); break; /* A = -1, -2, ..., -d_state in every channel */
-        case INIT_DT_BIAS: /* delta starts log-uniform in [0.001, 0.1]; the bias is the inverse of softplus */
+        case INIT_DT_BIAS: /* dt log-uniform in [0.001, 0.1]; softplus(bias) = dt where bias = log(exp(dt) - 1) */
             dt = 0.001 * pow(100, random_uniform(&state));
             value = dt + log(-expm1(-dt));
             break;
@@ -362,7 +383,7 @@ static void tensor_init(real *w, const Tensor *tensor, uint64_t state) {
     }
 }
 
-/* Fresh weights. Every tensor has a random stream of its own, so they may be drawn in any order. */
+/* Fresh weights. Every tensor has a random stream of its own, so tensors may be filled in any order. */
 static void model_init(Model *m, uint64_t seed) {
     PARALLEL_FOR
     for (int i = 0; i < m->n_tensor; i++) {
