@@ -712,20 +712,20 @@ static void print_duration(char *out, size_t size, double s) {
 
 /* The line of progress: on a terminal always the same one, else one more. */
 static void print_progress(Run *r) {
+    const Score *s = &r->score;
     char line[512], left[32];
     double steps = (double)(r->step - r->begun_at), speed = steps * tokens_per_step() / r->stepping;
     double to_go = 60 * o.minutes - elapsed(r);
     int n;
     if (o.steps > 0) to_go = (double)(o.steps - r->step) / steps * (seconds() - r->started);
     print_duration(left, sizeof left, to_go);
-    n = snprintf(line, sizeof line, "step %ld  loss %.3f", r->step, r->loss);
-    if (r->score.n_tokens > 0)
+    n = snprintf(line, sizeof line, "step %ld  %s left  %.0f tokens/s  loss %.3f", r->step, left, speed, r->loss);
+    if (s->n_tokens > 0)
         n += snprintf(line + n, sizeof line - (size_t)n, "  held-out %.3f nats/token, %.3f bits/byte",
-                      per_token(r->score.nats, &r->score), bits_per_byte(r->score.nats, &r->score));
-    if (r->score.n_tokens > 0 && r->data.is_stories)
-        n += snprintf(line + n, sizeof line - (size_t)n, " (floor %.3f, %.3f)", per_token(r->score.floor, &r->score),
-                      bits_per_byte(r->score.floor, &r->score));
-    snprintf(line + n, sizeof line - (size_t)n, "  %.0f tokens/s  %s left", speed, left);
+                      per_token(s->nats, s), bits_per_byte(s->nats, s));
+    if (s->n_tokens > 0 && r->data.is_stories)
+        snprintf(line + n, sizeof line - (size_t)n, " (floor %.3f, %.3f)", per_token(s->floor, s),
+                 bits_per_byte(s->floor, s));
     if (r->is_terminal) printf("\r%.*s\033[K", terminal_width() - 1, line);
     else printf("%s\n", line);
     fflush(stdout);
@@ -776,16 +776,24 @@ static char *decode(const Data *d, const int *ids, int *ended, size_t *n) {
     return text;
 }
 
-/* Prints a sample; control characters as question marks. Of what is no story, the place where it ceases to be one. */
-static void print_text(const Run *r, const char *text, size_t n, const Story *story) {
-    size_t from = story->n > 20 ? story->n - 20 : 0;
-    printf(r->is_terminal ? "\r\033[K\n" : "\n");
+/* Control characters but tabs and ends of lines become question marks. */
+static void print_text(const char *text, size_t n) {
     for (size_t i = 0; i < n; i++)
         putchar((unsigned char)text[i] >= 32 || text[i] == '\n' || text[i] == '\t' ? text[i] : '?');
+}
+
+/* Prints a sample and, of what is no story, the place where it ceases to be one. */
+static void print_sample(const Run *r, const char *text, size_t n, const Story *story) {
+    size_t from = story->n > 20 ? story->n - 20 : 0, rest = n - story->n < 12 ? n - story->n : 12;
+    printf(r->is_terminal ? "\n\n" : "\n");
+    print_text(text, n);
     printf("\n");
-    if (r->data.is_stories && text[story->n] != 0)
-        printf("[no story goes on like this: \"...%.*s>>%.12s...\"]\n", (int)(story->n - from), text + from,
-               text + story->n);
+    if (!r->data.is_stories || rest == 0) return;
+    printf("[no story goes on like this: ...");
+    print_text(text + from, story->n - from);
+    printf(">>");
+    print_text(text + story->n, rest);
+    printf("...]\n");
 }
 
 /* Samples n texts and prints the first, and how many of them are stories to the last word. */
@@ -798,7 +806,7 @@ static int print_samples(Run *r, int n) {
         char *text = decode(&r->data, ids + i * o.sample_tokens, &ended, &length);
         if (text == NULL) status = -1;
         else if (story_read(&story, text) && ended) right++;
-        if (text != NULL && i == 0) print_text(r, text, length, &story);
+        if (text != NULL && i == 0) print_sample(r, text, length, &story);
         release(text);
     }
     if (status == 0 && n > 1 && r->data.is_stories)
