@@ -15,8 +15,8 @@
    arXiv:2312.00752v2.
 
    A token becomes a vector, its row of the embedding. The vectors of a sequence pass through n_layer blocks, each of
-   which adds something to them; after a last RMSNorm the product with each row of the head, mostly the embedding itself,
-   is a logit of the next token. All that is specific to Mamba is in the block. For one sequence, v = RMSNorm(input):
+   which adds something to them; after a last RMSNorm the product with a row of the head (mostly the embedding itself) is
+   a logit of the next token. All that is specific to Mamba is in the block. For one sequence, and v = RMSNorm(input):
 
       x, z = in_proj v                                               two branches, d_inner channels each
       u_t = silu(conv_bias + sum_k conv_k x_{t - (d_conv-1) + k})    a short causal convolution in each channel
@@ -396,20 +396,24 @@ static void model_init(Model *m, uint64_t seed) {
 
 /* 3. LAYERS ====================================================================================================
 
-   Each layer is a forward and, where the model trains, a backward function. Forward overwrites its output. Backward
-   overwrites the gradients of activations and adds to those of parameters, which may be NULL where the parameter is. */
+   Each layer is a forward and a backward function. Forward overwrites its output. Backward takes the gradient of that
+   output, overwrites the gradients of activations and adds to those of parameters; a bias that is NULL has none.
+
+   First come tools, which may be taken on trust: numbers side by side (lanes), exp and what is made of it, the matrix
+   product. The layers begin at add_forward. */
 
 enum { LANES = 16, MAX_STATE = 256, MAX_CONV = 8 };
 
 static int min_int(int a, int b) { return a < b ? a : b; }
 
-/* LANES reals side by side. Channels are independent nearly everywhere, so loops over them take LANES at a time, one in each
-   lane of the vector registers; arithmetic on this type is lane by lane. The compiler cuts it to the registers it has. */
+/* LANES reals side by side. Channels are independent nearly everywhere, so loops over them take LANES at a time, one in
+   each lane of the vector registers; arithmetic on this type is lane by lane. The compiler cuts it to the registers it
+   has. */
 typedef real lanes __attribute__((vector_size(LANES * sizeof(real))));
 static const lanes zero_lanes = {0};
 typedef __typeof__(zero_lanes < zero_lanes) lane_bits; /* integers as wide as a real; a comparison gives -1 or 0 */
 
-/* From and to `width` consecutive reals; lanes past the last are 0. */
+/* From and to the next `width` reals in memory, at most LANES of them; lanes past the last are loaded as 0. */
 static inline lanes lanes_load(const real *memory, int width) {
     lanes v = zero_lanes;
     if (width >= LANES) memcpy(&v, memory, sizeof v);
@@ -440,15 +444,19 @@ static real sum_of(const real *v, int n) {
     return lanes_sum(sum);
 }
 
-/* exp(x) = 2^k exp(r) with k = round(x / ln 2) and |r| <= ln(2)/2. Returns exp(r) - 1 by its Taylor series, whose rest is below
-   the rounding error, and sets *power to 2^k, made of its bits: adding 1.5 * 2^(bits of the mantissa) leaves k in the low bits. */
+/* exp(x) = 2^k exp(r) with k = round(x / ln 2) and r = x - k ln 2, so |r| <= ln(2)/2. Returns exp(r) - 1 by its Taylor
+   series, whose remainder is below the rounding error, and sets *power to 2^k.
+   To round, 1.5 * 2^m is added, m being the bits of the mantissa: no bit is left for a fraction, and the low ones hold k,
+   which, moved up to the exponent, make 2^k. ln 2 is the sum of two numbers, the first so short that k times it is
+   exact. x is cut to +-limit, min(a, b) being -max(-a, -b). */
 static inline lanes exp_parts(lanes x, lanes *power) {
-    static const double inverse_factorial[] = {1, 1, 1 / 2., 1 / 6., 1 / 24., 1 / 120., 1 / 720., 1 / 5040., 1 / 40320., 1 / 362880.,
-                                               1 / 3628800., 1 / 39916800., 1 / 479001600., 1 / 6227020800.};
+    static const double inverse_factorial[] = {1, 1, 1 / 2., 1 / 6., 1 / 24., 1 / 120., 1 / 720., 1 / 5040., 1 / 40320.,
+                                               1 / 362880., 1 / 3628800., 1 / 39916800., 1 / 479001600., 1 / 6227020800.};
     enum { SINGLE = sizeof(real) == 4, TERMS = SINGLE ? 7 : 13 };
     const int mantissa = SINGLE ? 23 : 52, bias = SINGLE ? 127 : 1023;
     const real round = SINGLE ? (real)12582912 : (real)6755399441055744, limit = SINGLE ? (real)87.3 : (real)708;
-    const real ln2_high = SINGLE ? (real)0.693359375 : (real)0.693147180369123816490, inverse_ln2 = (real)1.44269504088896340736;
+    const real inverse_ln2 = (real)1.44269504088896340736;
+    const real ln2_high = SINGLE ? (real)0.693359375 : (real)0.693147180369123816490;
     const real ln2_low = SINGLE ? (real)-2.12194440e-4 : (real)1.90821492927058770002e-10;
     lanes clamped = -lanes_max(-lanes_max(x, zero_lanes - limit), zero_lanes - limit);
     lanes shifted = clamped * inverse_ln2 + round, k = shifted - round, r = (clamped - k * ln2_high) - k * ln2_low;
@@ -481,7 +489,7 @@ static inline lanes lanes_softplus(lanes x) {
     return positive + 2 * s * sum;
 }
 
-/* silu(x) = x sigmoid(x), and its derivative sigmoid(x) (1 + x (1 - sigmoid(x))). */
+/* silu(x) = x sigmoid(x). As sigmoid' = sigmoid (1 - sigmoid), its derivative is sigmoid(x) (1 + x (1 - sigmoid(x))). */
 static inline lanes lanes_silu(lanes x) { return x * lanes_sigmoid(x); }
 static inline lanes lanes_silu_slope(lanes x) {
     lanes s = lanes_sigmoid(x);
@@ -666,7 +674,8 @@ static void embedding_backward(real *dW, const real *dy, const int *tokens, int 
                 dW[(size_t)tokens[r] * d_model + i] += dy[(size_t)r * d_model + i];
 }
 
-/* RMSNorm: y = x r w with r = 1 / sqrt(mean(x^2) + eps).     x, y: (rows, dim); w: (dim); r: (rows), kept for backward */
+/* RMSNorm: y = x r w with r = 1 / sqrt(mean(x^2) + eps).
+   x, y: (rows, dim); w: (dim); r: (rows), kept for the backward pass */
 static void rmsnorm_forward(real *y, real *r, const real *x, const real *w, int rows, int dim, double eps) {
     PARALLEL_FOR
     for (int row = 0; row < rows; row++) {
@@ -683,8 +692,9 @@ static void rmsnorm_forward(real *y, real *r, const real *x, const real *w, int 
 
 /* Forward was y_i = x_i r w_i with dr/dx_j = -r^3 x_j / dim, so
    dx_j += r (dy_j w_j - x_j r^2 mean_i(dy_i w_i x_i)),     dw_i += sum over rows of dy_i x_i r.
-   Adds to dx, because x also went past the block. */
-static void rmsnorm_backward(real *dx, real *dw, const real *dy, const real *x, const real *r, const real *w, int rows, int dim) {
+   It adds to dx, which already holds the gradient that went past the block on the residual connection. */
+static void rmsnorm_backward(real *dx, real *dw, const real *dy, const real *x, const real *r, const real *w, int rows,
+                             int dim) {
     PARALLEL_FOR
     for (int row = 0; row < rows; row++) {
         const real *xr = x + (size_t)row * dim, *dyr = dy + (size_t)row * dim;
@@ -693,13 +703,16 @@ static void rmsnorm_backward(real *dx, real *dw, const real *dy, const real *x, 
         for (int i = 0; i < dim; i += LANES)
             sum += lanes_load(dyr + i, dim - i) * lanes_load(w + i, dim - i) * lanes_load(xr + i, dim - i);
         mean = lanes_sum(sum) / dim;
-        for (int i = 0; i < dim; i++) dx[(size_t)row * dim + i] += r[row] * (dyr[i] * w[i] - xr[i] * r[row] * r[row] * mean);
+        for (int i = 0; i < dim; i++)
+            dx[(size_t)row * dim + i] += r[row] * (dyr[i] * w[i] - xr[i] * r[row] * r[row] * mean);
     }
     PARALLEL_FOR
     for (int i = 0; i < dim; i += LANES) {
         lanes sum = lanes_load(dw + i, dim - i);
-        for (int row = 0; row < rows; row++)
-            sum += lanes_load(dy + (size_t)row * dim + i, dim - i) * lanes_load(x + (size_t)row * dim + i, dim - i) * r[row];
+        for (int row = 0; row < rows; row++) {
+            size_t at = (size_t)row * dim + i;
+            sum += lanes_load(dy + at, dim - i) * lanes_load(x + at, dim - i) * r[row];
+        }
         lanes_store(dw + i, sum, dim - i);
     }
 }
@@ -715,7 +728,8 @@ static void bias_backward(real *dbias, const real *dy, int rows, int dim) {
 }
 
 /* Linear: y = x W^T + bias.     x: (rows, in), row stride ldx; W: (out, in); bias: (out) or NULL; y: (rows, out) */
-static void linear_forward(real *y, const real *x, size_t ldx, const real *W, const real *bias, int rows, int in, int out) {
+static void linear_forward(real *y, const real *x, size_t ldx, const real *W, const real *bias, int rows, int in,
+                           int out) {
     if (rows <= MATVEC_ROWS) {
         matvec(y, (size_t)out, x, ldx, W, bias, rows, in, out);
         return;
@@ -727,24 +741,26 @@ static void linear_forward(real *y, const real *x, size_t ldx, const real *W, co
         for (int i = 0; i < out; i++) y[(size_t)row * out + i] += bias[i];
 }
 
-/* dx = dy W,     dW += dy^T x,     dbias += sum over rows of dy.     dx: row stride ldx; add: dx += dy W instead */
-static void linear_backward(real *dx, real *dW, real *dbias, const real *dy, const real *x, size_t ldx, const real *W, int rows,
-                            int in, int out, int add) {
+/* Forward was y_o = sum_i W_oi x_i + bias_o, so dx_i = sum_o dy_o W_oi, and over the rows dW_oi += sum dy_o x_i: as
+   products, dx = dy W (with add: dx += dy W),     dW += dy^T x,     dbias += sum of dy.     dx: row stride ldx */
+static void linear_backward(real *dx, real *dW, real *dbias, const real *dy, const real *x, size_t ldx, const real *W,
+                            int rows, int in, int out, int add) {
     matmul(dx, ldx, dy, (size_t)out, 1, W, (size_t)in, 1, rows, in, out, add);
     matmul(dW, (size_t)in, dy, 1, (size_t)out, x, ldx, 1, out, in, rows, 1);
     if (dbias != NULL) bias_backward(dbias, dy, rows, out);
 }
 
-/* A sequence's state in a layer is (d_conv - 1 + d_state, d_inner): the inputs of the convolution that later positions still
-   need, oldest first, then h transposed, so that channels are contiguous. Layers read the state `from` and leave the
-   new one in `to` (the same place, or NULL: not wanted); ldstate is the distance of two sequences' states. */
+/* A sequence's state in a block is (d_conv - 1 + d_state, d_inner): the inputs of the convolution that later positions
+   still need, oldest first, then h transposed. The convolution and the scan read the state `from` and leave the new one
+   in `to` (the same place, or NULL: not wanted). From one sequence's state to the next it is ldstate reals; 0: all start
+   from the same one.
 
-/* The input at position t, which for t < 0 is in the state. */
+   conv_input: the channels' inputs at position t, which for t < 0 are in the state. */
 static const real *conv_input(const real *x, size_t ldx, const real *from, int t, int d_inner, int d_conv) {
     return t >= 0 ? x + t * ldx : from + (size_t)(d_conv - 1 + t) * d_inner;
 }
 
-/* The taps of LANES channels, from rows of d_conv to rows of lanes. */
+/* The taps of `width` channels side by side.     tap: (d_conv); w: (width, d_conv) */
 static void lanes_taps(lanes *tap, const real *w, int width, int d_conv) {
     for (int k = 0; k < d_conv; k++) {
         tap[k] = zero_lanes;
@@ -752,11 +768,12 @@ static void lanes_taps(lanes *tap, const real *w, int width, int d_conv) {
     }
 }
 
-/* Causal convolution, a filter of its own for each channel, then SiLU; the last tap is the current position:
+/* Causal convolution, a filter of its own for each channel, then SiLU; the last tap is for the current position:
    u_t = silu(s_t),     s_t = bias + sum_k w_k x_{t - (d_conv-1) + k}.
-   u: (batch, len, d_inner); x: the same with row stride ldx; w: (d_inner, d_conv); bias: (d_inner) or NULL */
-static void conv_forward(real *u, const real *x, size_t ldx, const real *w, const real *bias, const real *from, real *to,
-                         size_t ldstate, int batch, int len, int d_inner, int d_conv) {
+   u: (batch, len, d_inner); x: the same with row stride ldx; w: (d_inner, d_conv); bias: (d_inner) or NULL;
+   from, to: the convolution's part of the state, see above */
+static void conv_forward(real *u, const real *x, size_t ldx, const real *w, const real *bias, const real *from,
+                         real *to, size_t ldstate, int batch, int len, int d_inner, int d_conv) {
     int blocks = (d_inner + LANES - 1) / LANES;
     PARALLEL_FOR
     for (int i = 0; i < batch * blocks; i++) {
@@ -770,20 +787,23 @@ static void conv_forward(real *u, const real *x, size_t ldx, const real *w, cons
                 s += tap[k] * lanes_load(conv_input(xb, ldx, fromb, t - (d_conv - 1) + k, d_inner, d_conv), width);
             lanes_store(u + ((size_t)b * len + t) * d_inner + d, lanes_silu(s), width);
         }
-        for (int k = 0; to != NULL && k < d_conv - 1; k++) /* each comes from its own place or a later one */
+        for (int k = 0; to != NULL && k < d_conv - 1; k++) /* if to == from, nothing is overwritten before it is read */
             lanes_store(to + b * ldstate + d + (size_t)k * d_inner,
                         lanes_load(conv_input(xb, ldx, fromb, len - (d_conv - 1) + k, d_inner, d_conv), width), width);
     }
 }
 
-/* ds_t = du_t silu'(s_t),     dx_{t - (d_conv-1) + k} += w_k ds_t,     dw_k += ds_t x_{t - (d_conv-1) + k},     dbias += ds_t.
-   s is computed again rather than kept. dx has the row stride of x. */
-static void conv_backward(real *dx, real *dw, real *dbias, const real *du, const real *x, size_t ldx, const real *w, const real *bias,
-                          const real *from, size_t ldstate, int batch, int len, int d_inner, int d_conv) {
+/* Forward was u_t = silu(s_t), s_t = bias + sum_k w_k x_{t - (d_conv-1) + k}, so ds_t = du_t silu'(s_t), and for each k
+   dx_{t - (d_conv-1) + k} += w_k ds_t,     dw_k += ds_t x_{t - (d_conv-1) + k},     dbias += ds_t.
+   s is computed again rather than kept. dx has the row stride of x; what comes before the sequence gets no gradient. */
+static void conv_backward(real *dx, real *dw, real *dbias, const real *du, const real *x, size_t ldx, const real *w,
+                          const real *bias, const real *from, size_t ldstate, int batch, int len, int d_inner,
+                          int d_conv) {
     PARALLEL_FOR
     for (int d = 0; d < d_inner; d += LANES) {
         int width = d_inner - d;
-        lanes tap[MAX_CONV], dtap[MAX_CONV], bias_d = bias != NULL ? lanes_load(bias + d, width) : zero_lanes, dbias_d = zero_lanes;
+        lanes tap[MAX_CONV], dtap[MAX_CONV], bias_d = bias != NULL ? lanes_load(bias + d, width) : zero_lanes;
+        lanes dbias_d = zero_lanes;
         lanes_taps(tap, w + (size_t)d * d_conv, width, d_conv);
         memset(dtap, 0, sizeof dtap);
         for (int i = 0; i < batch * len; i++) {
@@ -797,7 +817,7 @@ static void conv_backward(real *dx, real *dw, real *dbias, const real *du, const
             }
             ds = lanes_load(du + (size_t)i * d_inner + d, width) * lanes_silu_slope(s);
             dbias_d += ds;
-            for (int k = 0; k < d_conv; k++) {
+            for (int k = 0; k < d_conv; k++) { /* position t is the source of step t first, so that step sets its dx */
                 int source = t - (d_conv - 1) + k;
                 lanes before = source < t && source >= 0 ? lanes_load(dxb + source * ldx, width) : zero_lanes;
                 dtap[k] += ds * input[k];
@@ -810,31 +830,34 @@ static void conv_backward(real *dx, real *dw, real *dbias, const real *du, const
     }
 }
 
-/* Discretisation, first half: the step size delta = softplus(dt + dt_bias), in place.     delta: (rows, d_inner)
-   The second half, abar = exp(delta A) and Bbar = delta B, is inside the scan, which has no room to store either:
-   they would be d_state times as large as delta. */
+/* Discretisation, first half: the step size delta = softplus(v + dt_bias), where v = dt_proj dt.
+   v is in delta and is overwritten.     delta: (rows, d_inner)
+   The second half, abar = exp(delta A) and Bbar = delta B, is inside the scan and is not stored: either would be d_state
+   times as large as delta. */
 static void delta_forward(real *delta, const real *dt_bias, int rows, int d_inner) {
     PARALLEL_FOR
     for (int row = 0; row < rows; row++)
         for (int d = 0; d < d_inner; d += LANES) {
-            real *at = delta + (size_t)row * d_inner + d;
-            lanes_store(at, lanes_softplus(lanes_load(at, d_inner - d) + lanes_load(dt_bias + d, d_inner - d)), d_inner - d);
+            size_t at = (size_t)row * d_inner + d;
+            lanes v = lanes_load(delta + at, d_inner - d), bias = lanes_load(dt_bias + d, d_inner - d);
+            lanes_store(delta + at, lanes_softplus(v + bias), d_inner - d);
         }
 }
 
-/* softplus' = sigmoid, and sigmoid(v) = 1 - exp(-softplus(v)); so, in place,
-   ddt = ddelta (1 - exp(-delta)),     ddt_bias += sum over rows of ddt. */
+/* Forward was delta = softplus(v + dt_bias). softplus' = sigmoid, and sigmoid(s) = 1 - exp(-softplus(s)), so
+   dv = ddelta (1 - exp(-delta)), in place of ddelta,     ddt_bias += sum over rows of dv. */
 static void delta_backward(real *ddelta, real *ddt_bias, const real *delta, int rows, int d_inner) {
     PARALLEL_FOR
     for (int row = 0; row < rows; row++)
         for (int d = 0; d < d_inner; d += LANES) {
             size_t at = (size_t)row * d_inner + d;
-            lanes_store(ddelta + at, lanes_load(ddelta + at, d_inner - d) * lanes_one_minus_exp(-lanes_load(delta + at, d_inner - d)), d_inner - d);
+            lanes slope = lanes_one_minus_exp(-lanes_load(delta + at, d_inner - d));
+            lanes_store(ddelta + at, lanes_load(ddelta + at, d_inner - d) * slope, d_inner - d);
         }
     bias_backward(ddt_bias, ddelta, rows, d_inner);
 }
 
-/* A = -exp(A_log) of LANES channels, a row of lanes per state.     A: (d_state); A_log: (width, d_state) */
+/* A = -exp(A_log) of `width` channels side by side.     A: (d_state); A_log: (width, d_state) */
 static void lanes_A(lanes *A, const real *A_log, int width, int d_state) {
     for (int n = 0; n < d_state; n++) {
         lanes a = zero_lanes;
@@ -843,17 +866,18 @@ static void lanes_A(lanes *A, const real *A_log, int width, int d_state) {
     }
 }
 
-/* Steps from one kept state to the next. Backward needs every h_t; keeping one in SCAN_CHUNK and computing the others
-   again stores d_state / SCAN_CHUNK reals per element of y where all of them would be d_state. */
+/* Backward needs every h_t. Of those, forward keeps one in SCAN_CHUNK, and backward computes the others again from it:
+   d_state / SCAN_CHUNK reals are stored per element of y instead of d_state, for the price of a second forward scan. */
 enum { SCAN_CHUNK = 16 };
 static int scan_chunks(int len) { return (len + SCAN_CHUNK - 1) / SCAN_CHUNK; }
 
-/* The selective scan (Eq. 2 with the delta, B and C of each position): for each channel and state n
-   h_t = exp(delta_t A) h_{t-1} + delta_t B_t u_t,     y_t = sum_n C_t h_t + D u_t.
-   y, u, delta: (batch, len, d_inner); B, C: (batch, len, d_state), row stride ldbc; A_log: (d_inner, d_state); D: (d_inner);
-   kept: (batch, scan_chunks(len), d_state, d_inner), the state before each chunk, or NULL; from, to: h, see above. */
-static void scan_forward(real *y, real *kept, const real *u, const real *delta, const real *B, const real *C, size_t ldbc,
-                         const real *A_log, const real *D, const real *from, real *to, size_t ldstate,
+/* The selective scan (Eq. 2 with the delta, B and C of each position): for each channel and n from 0 to d_state - 1
+   h_t[n] = exp(delta_t A[n]) h_{t-1}[n] + delta_t B_t[n] u_t,     y_t = sum_n C_t[n] h_t[n] + D u_t.
+   y, u, delta: (batch, len, d_inner); B, C: (batch, len, d_state), row stride ldbc; A_log: (d_inner, d_state);
+   D: (d_inner); kept: (batch, scan_chunks(len), d_state, d_inner), h before each chunk, or NULL;
+   from, to: h in the state, see conv_input */
+static void scan_forward(real *y, real *kept, const real *u, const real *delta, const real *B, const real *C,
+                         size_t ldbc, const real *A_log, const real *D, const real *from, real *to, size_t ldstate,
                          int batch, int len, int d_inner, int d_state) {
     int blocks = (d_inner + LANES - 1) / LANES, chunks = scan_chunks(len);
     PARALLEL_FOR
@@ -863,139 +887,164 @@ static void scan_forward(real *y, real *kept, const real *u, const real *delta, 
         lanes_A(A, A_log + (size_t)d * d_state, width, d_state);
         for (int n = 0; n < d_state; n++) h[n] = lanes_load(from + b * ldstate + (size_t)n * d_inner + d, width);
         for (int t = 0; t < len; t++) {
-            size_t row = (size_t)b * len + t;
-            const real *Bt = B + row * ldbc, *Ct = C + row * ldbc;
-            lanes ut = lanes_load(u + row * d_inner + d, width), dt = lanes_load(delta + row * d_inner + d, width), yt = D_d * ut;
+            size_t row = (size_t)b * len + t, at = row * d_inner + d;
+            const real *B_t = B + row * ldbc, *C_t = C + row * ldbc;
+            lanes u_t = lanes_load(u + at, width), delta_t = lanes_load(delta + at, width), y_t = D_d * u_t;
             for (int n = 0; kept != NULL && t % SCAN_CHUNK == 0 && n < d_state; n++)
                 lanes_store(kept + (((size_t)b * chunks + t / SCAN_CHUNK) * d_state + n) * d_inner + d, h[n], width);
             for (int n = 0; n < d_state; n++) {
-                h[n] = lanes_exp(dt * A[n]) * h[n] + dt * ut * Bt[n];
-                yt += h[n] * Ct[n];
+                h[n] = lanes_exp(delta_t * A[n]) * h[n] + delta_t * u_t * B_t[n];
+                y_t += h[n] * C_t[n];
             }
-            lanes_store(y + row * d_inner + d, yt, width);
+            lanes_store(y + at, y_t, width);
         }
-        for (int n = 0; to != NULL && n < d_state; n++) lanes_store(to + b * ldstate + (size_t)n * d_inner + d, h[n], width);
+        for (int n = 0; to != NULL && n < d_state; n++)
+            lanes_store(to + b * ldstate + (size_t)n * d_inner + d, h[n], width);
     }
 }
 
-/* A thread's share of the backward is SCAN_BLOCKS blocks of LANES channels of one sequence. It sums dB and dC lane by lane over its
-   blocks, so that the lanes are added up once for all of them. A share's place in every sum is fixed, whoever computes it. */
+/* The work of scan_backward is cut into shares: SCAN_BLOCKS blocks of LANES channels of one sequence. dB and dC are sums
+   over all channels; a share adds its blocks lane by lane, then the lanes once, and leaves partial sums, which are added
+   in the order of the shares, whichever thread had them. */
 enum { SCAN_BLOCKS = 4 };
 static int scan_shares(int d_inner) { return (d_inner + SCAN_BLOCKS * LANES - 1) / (SCAN_BLOCKS * LANES); }
 
-/* What a share works in: of a chunk the states h, the decays abar and the sums of dB and dC, all (SCAN_CHUNK, d_state); of each
-   block A, the sum of dA, and g, all (SCAN_BLOCKS, d_state). In reals: */
+/* Reals that a share works in: for a chunk h, abar and the sums for dB and dC, each (SCAN_CHUNK, d_state, LANES), and one
+   h more, the one before; for its blocks A, the sum for dA, and g, each (SCAN_BLOCKS, d_state, LANES). */
 static size_t scan_work(int d_state) { return (size_t)(4 * SCAN_CHUNK + 1 + 3 * SCAN_BLOCKS) * d_state * LANES; }
 
-/* The states of a chunk again, from the one before it in h[0], and the decays. */
-static void scan_again(lanes *h, lanes *abar, const lanes *A, const real *u, const real *delta, const real *B, size_t ldbc, int steps,
-                       int width, int d_inner, int d_state) {
+/* The forward scan of a chunk again: from h before it, in h[0], the h and abar of each step.
+   h: (1 + steps, d_state); abar: (steps, d_state) */
+static void scan_again(lanes *h, lanes *abar, const lanes *A, const real *u, const real *delta, const real *B,
+                       size_t ldbc, int steps, int width, int d_inner, int d_state) {
     for (int s = 0; s < steps; s++, h += d_state, abar += d_state, u += d_inner, delta += d_inner, B += ldbc) {
-        lanes ut = lanes_load(u, width), dt = lanes_load(delta, width);
+        lanes u_t = lanes_load(u, width), delta_t = lanes_load(delta, width);
         for (int n = 0; n < d_state; n++) {
-            abar[n] = lanes_exp(dt * A[n]);
-            h[d_state + n] = abar[n] * h[n] + dt * ut * B[n];
+            abar[n] = lanes_exp(delta_t * A[n]);
+            h[d_state + n] = abar[n] * h[n] + delta_t * u_t * B[n];
         }
     }
 }
 
-/* With g_t = dL/dh_t over all that follows t, forward was h_t = abar_t h_{t-1} + delta_t B_t u_t and y_t = C_t h_t + D u_t, so
-   g_t = C_t dy_t + abar_{t+1} g_{t+1}                   the same recurrence, run backwards
-   dC_t = sum_d dy_t h_t,     dB_t = sum_d g_t delta_t u_t,     du_t = sum_n g_t delta_t B_t + D dy_t,     dD = sum_t dy_t u_t
-   ddelta_t = sum_n g_t (A abar_t h_{t-1} + B_t u_t),     dA = sum_t g_t delta_t abar_t h_{t-1},     dA_log = dA A.
-   dB, dC have the row stride of B, C. work: (batch, scan_shares, scan_work);
-   part_BC: (scan_shares, batch, len, 2 d_state), part_A: (batch, d_state + 1, d_inner), dA_log's and dD's sums over a sequence. */
-static void scan_backward(real *du, real *ddelta, real *dB, real *dC, real *dA_log, real *dD, real *part_BC, real *part_A, real *work,
-                          const real *dy, const real *kept, const real *u, const real *delta, const real *B, const real *C,
-                          size_t ldbc, const real *A_log, const real *D, int batch, int len, int d_inner, int d_state) {
-    int shares = scan_shares(d_inner), chunks = scan_chunks(len), N = d_state, rows = batch * len;
-    PARALLEL_FOR
-    for (int i = 0; i < batch * shares; i++) {
-        int b = i / shares, share = i % shares, d_first = share * SCAN_BLOCKS * LANES, d_end = min_int(d_first + SCAN_BLOCKS * LANES, d_inner);
-        lanes *h = (lanes *)(work + i * scan_work(N)), *abar = h + (SCAN_CHUNK + 1) * N, *sumB = abar + SCAN_CHUNK * N;
-        lanes *sumC = sumB + SCAN_CHUNK * N, *A = sumC + SCAN_CHUNK * N, *dA = A + SCAN_BLOCKS * N, *g = dA + SCAN_BLOCKS * N;
-        lanes sumD[SCAN_BLOCKS];
-        memset(dA, 0, 2 * SCAN_BLOCKS * N * sizeof *dA); /* and g: nothing follows the last position */
-        memset(sumD, 0, sizeof sumD);
-        for (int d = d_first, j = 0; d < d_end; d += LANES, j++) lanes_A(A + j * N, A_log + (size_t)d * N, d_inner - d, N);
-        for (int chunk = chunks - 1; chunk >= 0; chunk--) {
-            int steps = min_int(SCAN_CHUNK, len - chunk * SCAN_CHUNK);
-            size_t first_row = (size_t)b * len + chunk * SCAN_CHUNK;
-            memset(sumB, 0, 2 * SCAN_CHUNK * N * sizeof *sumB); /* and sumC */
-            for (int d = d_first, j = 0; d < d_end; d += LANES, j++) {
-                int width = d_inner - d;
-                lanes *A_d = A + j * N, *dA_d = dA + j * N, *g_d = g + j * N, D_d = lanes_load(D + d, width);
-                for (int n = 0; n < N; n++) h[n] = lanes_load(kept + (((size_t)b * chunks + chunk) * N + n) * d_inner + d, width);
-                scan_again(h, abar, A_d, u + first_row * d_inner + d, delta + first_row * d_inner + d, B + first_row * ldbc, ldbc, steps, width,
-                           d_inner, N);
-                for (int s = steps - 1; s >= 0; s--) {
-                    size_t row = first_row + s, at = row * d_inner + d;
-                    const real *Bt = B + row * ldbc, *Ct = C + row * ldbc;
-                    const lanes *before = h + s * N, *after = before + N, *abar_t = abar + s * N;
-                    lanes ut = lanes_load(u + at, width), dt = lanes_load(delta + at, width), dyt = lanes_load(dy + at, width);
-                    lanes sum_gB = zero_lanes, sum_qA = zero_lanes, *dBt = sumB + s * N, *dCt = sumC + s * N;
-                    for (int n = 0; n < N; n++) {
-                        lanes gt = dyt * Ct[n] + g_d[n], q = gt * abar_t[n] * before[n]; /* q = dL / d(delta A) */
-                        dCt[n] += dyt * after[n];
-                        dBt[n] += gt * (dt * ut);
-                        dA_d[n] += q * dt;
-                        sum_gB += gt * Bt[n];
-                        sum_qA += q * A_d[n];
-                        g_d[n] = gt * abar_t[n];
-                    }
-                    sumD[j] += dyt * ut;
-                    lanes_store(du + at, sum_gB * dt + D_d * dyt, width);
-                    lanes_store(ddelta + at, sum_gB * ut + sum_qA, width);
-                }
-            }
-            for (int s = 0; s < steps; s++)
-                for (int n = 0; n < N; n++) {
-                    real *part = part_BC + ((size_t)share * rows + first_row + s) * 2 * N + n;
-                    part[0] = lanes_sum(sumB[s * N + n]), part[N] = lanes_sum(sumC[s * N + n]);
-                }
-        }
-        for (int d = d_first, j = 0; d < d_end; d += LANES, j++) {
-            real *part = part_A + (size_t)b * (N + 1) * d_inner + d;
-            for (int n = 0; n < N; n++) lanes_store(part + (size_t)n * d_inner, dA[j * N + n] * A[j * N + n], d_inner - d);
-            lanes_store(part + (size_t)N * d_inner, sumD[j], d_inner - d);
-        }
-    }
+/* The sums over shares, which are dB and dC, and over sequences, which are added to dA_log and dD: see scan_backward. */
+static void scan_add_parts(real *dB, real *dC, real *dA_log, real *dD, const real *part_BC, const real *part_A,
+                           size_t ldbc, int batch, int len, int d_inner, int d_state) {
+    int rows = batch * len, shares = scan_shares(d_inner);
     PARALLEL_FOR
     for (int row = 0; row < rows; row++)
-        for (int n = 0; n < N; n++) {
-            const real *part = part_BC + (size_t)row * 2 * N + n;
+        for (int n = 0; n < d_state; n++) {
+            const real *part = part_BC + (size_t)row * 2 * d_state + n;
             real sum_B = 0, sum_C = 0;
-            for (int share = 0; share < shares; share++, part += (size_t)rows * 2 * N) sum_B += part[0], sum_C += part[N];
+            for (int share = 0; share < shares; share++, part += (size_t)rows * 2 * d_state)
+                sum_B += part[0], sum_C += part[d_state];
             dB[row * ldbc + n] = sum_B, dC[row * ldbc + n] = sum_C;
         }
     PARALLEL_FOR
     for (int d = 0; d < d_inner; d++)
         for (int b = 0; b < batch; b++) {
-            const real *part = part_A + (size_t)b * (N + 1) * d_inner + d;
-            for (int n = 0; n < N; n++) dA_log[(size_t)d * N + n] += part[(size_t)n * d_inner];
-            dD[d] += part[(size_t)N * d_inner];
+            const real *part = part_A + (size_t)b * (d_state + 1) * d_inner + d;
+            for (int n = 0; n < d_state; n++) dA_log[(size_t)d * d_state + n] += part[(size_t)n * d_inner];
+            dD[d] += part[(size_t)d_state * d_inner];
         }
 }
 
-/* The gate: y silu(z).     out, y: (rows, d_inner); z: the same with row stride ldz */
+/* Forward was h_t = abar_t h_{t-1} + delta_t B_t u_t and y_t = sum_n C_t h_t + D u_t, abar_t = exp(delta_t A). Let g_t be
+   dL/dh_t, by way of y_t and of all that follows t, and q_t = g_t abar_t h_{t-1}, which is dL/d(delta_t A). Then
+   g_t = C_t dy_t + abar_{t+1} g_{t+1}                   the same recurrence, run backwards
+   dC_t = sum_d dy_t h_t,     dB_t = sum_d g_t delta_t u_t
+   du_t = sum_n g_t delta_t B_t + D dy_t,     ddelta_t = sum_n (g_t B_t u_t + q_t A)
+   dD = sum_t dy_t u_t,     dA = sum_t q_t delta_t,     dA_log = dA A, as A = -exp(A_log); t runs over all sequences.
+   dB, dC have the row stride of B, C. work: (batch, scan_shares, scan_work). Sums of a share and of a sequence:
+   part_BC: (scan_shares, batch, len, 2 d_state), for dB, dC; part_A: (batch, d_state + 1, d_inner), for dA_log, dD */
+static void scan_backward(real *du, real *ddelta, real *dB, real *dC, real *dA_log, real *dD, real *part_BC,
+                          real *part_A, real *work, const real *dy, const real *kept, const real *u, const real *delta,
+                          const real *B, const real *C, size_t ldbc, const real *A_log, const real *D, int batch,
+                          int len, int d_inner, int d_state) {
+    int shares = scan_shares(d_inner), chunks = scan_chunks(len), rows = batch * len;
+    int in_chunk = SCAN_CHUNK * d_state, in_blocks = SCAN_BLOCKS * d_state;
+    PARALLEL_FOR
+    for (int i = 0; i < batch * shares; i++) {
+        int b = i / shares, share = i % shares;
+        int d_first = share * SCAN_BLOCKS * LANES, d_end = min_int(d_first + SCAN_BLOCKS * LANES, d_inner);
+        lanes *h = (lanes *)(work + i * scan_work(d_state)), *abar = h + in_chunk + d_state, *sum_dB = abar + in_chunk;
+        lanes *sum_dC = sum_dB + in_chunk, *A = sum_dC + in_chunk, *sum_dA = A + in_blocks, *g = sum_dA + in_blocks;
+        lanes sum_dD[SCAN_BLOCKS];
+        memset(sum_dA, 0, 2 * in_blocks * sizeof *sum_dA); /* and g: nothing follows the last position */
+        memset(sum_dD, 0, sizeof sum_dD);
+        for (int d = d_first, j = 0; d < d_end; d += LANES, j++)
+            lanes_A(A + j * d_state, A_log + (size_t)d * d_state, d_inner - d, d_state);
+        for (int chunk = chunks - 1; chunk >= 0; chunk--) {
+            int steps = min_int(SCAN_CHUNK, len - chunk * SCAN_CHUNK);
+            size_t first_row = (size_t)b * len + chunk * SCAN_CHUNK;
+            memset(sum_dB, 0, 2 * in_chunk * sizeof *sum_dB); /* and sum_dC */
+            for (int d = d_first, j = 0; d < d_end; d += LANES, j++) {
+                int width = d_inner - d;
+                size_t first = first_row * d_inner + d;
+                const real *kept_h = kept + ((size_t)b * chunks + chunk) * d_state * d_inner + d;
+                lanes *A_d = A + j * d_state, *dA = sum_dA + j * d_state, *next = g + j * d_state; /* abar g of t + 1 */
+                lanes D_d = lanes_load(D + d, width);
+                for (int n = 0; n < d_state; n++) h[n] = lanes_load(kept_h + (size_t)n * d_inner, width);
+                scan_again(h, abar, A_d, u + first, delta + first, B + first_row * ldbc, ldbc, steps, width, d_inner,
+                           d_state);
+                for (int s = steps - 1; s >= 0; s--) {
+                    size_t row = first_row + s, at = row * d_inner + d;
+                    const real *B_t = B + row * ldbc, *C_t = C + row * ldbc;
+                    const lanes *before = h + s * d_state, *h_t = before + d_state, *abar_t = abar + s * d_state;
+                    lanes u_t = lanes_load(u + at, width), delta_t = lanes_load(delta + at, width);
+                    lanes dy_t = lanes_load(dy + at, width), sum_gB = zero_lanes, sum_qA = zero_lanes;
+                    lanes *dB_t = sum_dB + s * d_state, *dC_t = sum_dC + s * d_state;
+                    for (int n = 0; n < d_state; n++) {
+                        lanes g_t = dy_t * C_t[n] + next[n], q_t = g_t * abar_t[n] * before[n];
+                        dC_t[n] += dy_t * h_t[n];
+                        dB_t[n] += g_t * (delta_t * u_t);
+                        dA[n] += q_t * delta_t;
+                        sum_gB += g_t * B_t[n];
+                        sum_qA += q_t * A_d[n];
+                        next[n] = g_t * abar_t[n];
+                    }
+                    sum_dD[j] += dy_t * u_t;
+                    lanes_store(du + at, sum_gB * delta_t + D_d * dy_t, width);
+                    lanes_store(ddelta + at, sum_gB * u_t + sum_qA, width);
+                }
+            }
+            for (int s = 0; s < steps; s++)
+                for (int n = 0; n < d_state; n++) {
+                    real *part = part_BC + ((size_t)share * rows + first_row + s) * 2 * d_state + n;
+                    part[0] = lanes_sum(sum_dB[s * d_state + n]), part[d_state] = lanes_sum(sum_dC[s * d_state + n]);
+                }
+        }
+        for (int d = d_first, j = 0; d < d_end; d += LANES, j++) {
+            real *part = part_A + (size_t)b * (d_state + 1) * d_inner + d;
+            for (int n = j * d_state; n < (j + 1) * d_state; n++, part += d_inner)
+                lanes_store(part, sum_dA[n] * A[n], d_inner - d);
+            lanes_store(part, sum_dD[j], d_inner - d);
+        }
+    }
+    scan_add_parts(dB, dC, dA_log, dD, part_BC, part_A, ldbc, batch, len, d_inner, d_state);
+}
+
+/* The gate: out = y silu(z).     out, y: (rows, d_inner); z: the same with row stride ldz */
 static void gate_forward(real *out, const real *y, const real *z, size_t ldz, int rows, int d_inner) {
     PARALLEL_FOR
     for (int row = 0; row < rows; row++)
         for (int d = 0; d < d_inner; d += LANES) {
             size_t at = (size_t)row * d_inner + d;
-            lanes_store(out + at, lanes_load(y + at, d_inner - d) * lanes_silu(lanes_load(z + row * ldz + d, d_inner - d)), d_inner - d);
+            lanes z_d = lanes_load(z + row * ldz + d, d_inner - d);
+            lanes_store(out + at, lanes_load(y + at, d_inner - d) * lanes_silu(z_d), d_inner - d);
         }
 }
 
-/* dy = dout silu(z) in place of dout,     dz = dout y silu'(z), row stride of z */
+/* Forward was out = y silu(z), so dy = dout silu(z), which takes the place of dout, and dz = dout y silu'(z).
+   dz has the row stride of z. */
 static void gate_backward(real *dout, real *dz, const real *y, const real *z, size_t ldz, int rows, int d_inner) {
     PARALLEL_FOR
     for (int row = 0; row < rows; row++)
         for (int d = 0; d < d_inner; d += LANES) {
             size_t at = (size_t)row * d_inner + d;
-            lanes g = lanes_load(dout + at, d_inner - d), v = lanes_load(z + row * ldz + d, d_inner - d);
-            lanes_store(dz + row * ldz + d, g * lanes_load(y + at, d_inner - d) * lanes_silu_slope(v), d_inner - d);
-            lanes_store(dout + at, g * lanes_silu(v), d_inner - d);
+            lanes dout_d = lanes_load(dout + at, d_inner - d), z_d = lanes_load(z + row * ldz + d, d_inner - d);
+            lanes dsilu = dout_d * lanes_load(y + at, d_inner - d);
+            lanes_store(dz + row * ldz + d, dsilu * lanes_silu_slope(z_d), d_inner - d);
+            lanes_store(dout + at, dout_d * lanes_silu(z_d), d_inner - d);
         }
 }
 
@@ -1007,16 +1056,17 @@ static void gate_backward(real *dout, real *dz, const real *y, const real *z, si
            |                        +-- z ------------------------------------------------- SiLU --'                |
            +--------------------------------------------------------------------------------------------------------+  */
 
-/* What a block's forward leaves for its backward. x_proj's rows hold dt (dt_rank), B (d_state) and C (d_state), side by
-   side; the layers read them where they are. Not kept, because cheap to compute again: the normed input, the
-   convolution before SiLU, the gated output. */
+/* What a block's forward leaves for its backward. A row of xz is x and z (d_inner each), one of dbc is dt (dt_rank), B
+   and C (d_state each), side by side; the layers read them where they are. r is RMSNorm's, kept the scan's. Cheap to
+   compute again, and so not among these: the normed input, the convolution before SiLU, the gated output. */
 typedef struct {
     real *input, *r, *xz, *u, *dbc, *delta, *y, *kept;
 } BlockActs;
 
-/* The activations of a model and, where it trains, the gradients of one layer's activations. Shapes are in acts_table. */
+/* The activations of a model and, where it trains, the gradients of one block's activations. Shapes are in acts_table.
+   x is the residual stream: what a block gets and adds to. */
 typedef struct {
-    BlockActs *block;              /* n_layer when training, else 1, which all layers share */
+    BlockActs *block;              /* n_layer when training, else 1, which all blocks share */
     real *x, *normed, *gated, *r, *zero_state, *logits, *losses;
     real *dx, *dnormed, *dgated, *dxz, *du, *ddelta, *ddbc, *part_BC, *part_A, *work;
 } Acts;
@@ -1027,95 +1077,104 @@ static size_t state_stride(const Config *c) { return (size_t)(c->d_conv - 1 + c-
 static int dbc_width(const Config *c) { return c->dt_rank + 2 * c->d_state; }
 
 static void acts_table(Table *table, const Config *c, Acts *a, int batch, int len, int train) {
-    int rows = batch * len, D = c->d_model, E = c->d_inner, N = c->d_state;
+    int rows = batch * len, dim = c->d_model, inner = c->d_inner, d_state = c->d_state;
     for (int l = 0; l < (train ? c->n_layer : 1); l++) {
         BlockActs *block = &a->block[l];
-        if (train) table_add(table, &block->input, "input", rows, D, 0);
+        if (train) table_add(table, &block->input, "input", rows, dim, 0);
         table_add(table, &block->r, "r", rows, 0, 0);
-        table_add(table, &block->xz, "xz", rows, 2 * E, 0);
-        table_add(table, &block->u, "u", rows, E, 0);
+        table_add(table, &block->xz, "xz", rows, 2 * inner, 0);
+        table_add(table, &block->u, "u", rows, inner, 0);
         table_add(table, &block->dbc, "dbc", rows, dbc_width(c), 0);
-        table_add(table, &block->delta, "delta", rows, E, 0);
-        table_add(table, &block->y, "y", rows, E, 0);
-        if (train) table_add(table, &block->kept, "kept", batch * scan_chunks(len), N, E);
+        table_add(table, &block->delta, "delta", rows, inner, 0);
+        table_add(table, &block->y, "y", rows, inner, 0);
+        if (train) table_add(table, &block->kept, "kept", batch * scan_chunks(len), d_state, inner);
         else block->kept = NULL; /* not where a training layout had it */
     }
-    table_add(table, &a->x, "x", rows, D, 0);
-    table_add(table, &a->normed, "normed", rows, D, 0);
-    table_add(table, &a->gated, "gated", rows, E, 0);
+    table_add(table, &a->x, "x", rows, dim, 0);
+    table_add(table, &a->normed, "normed", rows, dim, 0);
+    table_add(table, &a->gated, "gated", rows, inner, 0);
     table_add(table, &a->r, "r", rows, 0, 0);
-    table_add(table, &a->zero_state, "zero_state", c->d_conv - 1 + N, E, 0);
+    table_add(table, &a->zero_state, "zero_state", c->d_conv - 1 + d_state, inner, 0);
     table_add(table, &a->logits, "logits", HEAD_ROWS, c->vocab_size, 0);
     table_add(table, &a->losses, "losses", HEAD_ROWS, 0, 0);
     if (!train) return;
-    table_add(table, &a->dx, "dx", rows, D, 0);
-    table_add(table, &a->dnormed, "dnormed", rows, D, 0);
-    table_add(table, &a->dgated, "dgated", rows, E, 0);
-    table_add(table, &a->dxz, "dxz", rows, 2 * E, 0);
-    table_add(table, &a->du, "du", rows, E, 0);
-    table_add(table, &a->ddelta, "ddelta", rows, E, 0);
+    table_add(table, &a->dx, "dx", rows, dim, 0);
+    table_add(table, &a->dnormed, "dnormed", rows, dim, 0);
+    table_add(table, &a->dgated, "dgated", rows, inner, 0);
+    table_add(table, &a->dxz, "dxz", rows, 2 * inner, 0);
+    table_add(table, &a->du, "du", rows, inner, 0);
+    table_add(table, &a->ddelta, "ddelta", rows, inner, 0);
     table_add(table, &a->ddbc, "ddbc", rows, dbc_width(c), 0);
-    table_add(table, &a->part_BC, "part_BC", scan_shares(E), rows, 2 * N);
-    table_add(table, &a->part_A, "part_A", batch, N + 1, E);
-    table_add(table, &a->work, "work", batch, scan_shares(E), (int)scan_work(N));
+    table_add(table, &a->part_BC, "part_BC", scan_shares(inner), rows, 2 * d_state);
+    table_add(table, &a->part_A, "part_A", batch, d_state + 1, inner);
+    table_add(table, &a->work, "work", batch, scan_shares(inner), (int)scan_work(d_state));
 }
 
-/* out = x + mixer(RMSNorm(x)).     x, out: (batch, len, d_model), may be the same; state: see conv_forward */
-static void block_forward(real *out, const real *x, const BlockParams *p, BlockActs *k, Acts *a, const Config *c, const real *from,
-                          real *to, size_t ldstate, int batch, int len) {
-    int rows = batch * len, E = c->d_inner, R = c->dt_rank, N = c->d_state, W = dbc_width(c);
-    size_t conv = (size_t)(c->d_conv - 1) * E; /* where h begins in a state */
-    rmsnorm_forward(a->normed, k->r, x, p->norm, rows, c->d_model, c->norm_eps);
-    linear_forward(k->xz, a->normed, c->d_model, p->in_proj, p->in_bias, rows, c->d_model, 2 * E);
-    conv_forward(k->u, k->xz, 2 * E, p->conv, p->conv_bias, from, to, ldstate, batch, len, E, c->d_conv);
-    linear_forward(k->dbc, k->u, E, p->x_proj, NULL, rows, E, W);
-    linear_forward(k->delta, k->dbc, W, p->dt_proj, NULL, rows, R, E);
-    delta_forward(k->delta, p->dt_bias, rows, E);
-    scan_forward(k->y, k->kept, k->u, k->delta, k->dbc + R, k->dbc + R + N, W, p->A_log, p->D, from + conv,
-                 to != NULL ? to + conv : NULL, ldstate, batch, len, E, N);
-    gate_forward(a->gated, k->y, k->xz + E, 2 * E, rows, E);
-    linear_forward(a->normed, a->gated, E, p->out_proj, p->out_bias, rows, E, c->d_model);
-    add_forward(out, x, a->normed, (size_t)rows * c->d_model);
+/* out = x + mixer(RMSNorm(x)).     x, out: (batch, len, d_model), may be the same; from, to: states, see conv_input */
+static void block_forward(real *out, const real *x, const BlockParams *p, BlockActs *k, Acts *a, const Config *c,
+                          const real *from, real *to, size_t ldstate, int batch, int len) {
+    int rows = batch * len, dim = c->d_model, inner = c->d_inner, width = dbc_width(c);
+    size_t h_at = (size_t)(c->d_conv - 1) * inner; /* where h begins in a state */
+    real *dt = k->dbc, *B = dt + c->dt_rank, *C = B + c->d_state, *z = k->xz + inner, *mixed = a->normed;
+    rmsnorm_forward(a->normed, k->r, x, p->norm, rows, dim, c->norm_eps);
+    linear_forward(k->xz, a->normed, dim, p->in_proj, p->in_bias, rows, dim, 2 * inner);
+    conv_forward(k->u, k->xz, 2 * inner, p->conv, p->conv_bias, from, to, ldstate, batch, len, inner, c->d_conv);
+    linear_forward(k->dbc, k->u, inner, p->x_proj, NULL, rows, inner, width);
+    linear_forward(k->delta, dt, width, p->dt_proj, NULL, rows, c->dt_rank, inner);
+    delta_forward(k->delta, p->dt_bias, rows, inner);
+    scan_forward(k->y, k->kept, k->u, k->delta, B, C, width, p->A_log, p->D, from + h_at, to != NULL ? to + h_at : NULL,
+                 ldstate, batch, len, inner, c->d_state);
+    gate_forward(a->gated, k->y, z, 2 * inner, rows, inner);
+    linear_forward(mixed, a->gated, inner, p->out_proj, p->out_bias, rows, inner, dim);
+    add_forward(out, x, mixed, (size_t)rows * dim);
 }
 
-/* The steps of block_forward in reverse. a->dx comes in as the gradient of out and leaves as that of x. */
-static void block_backward(const BlockParams *g, const BlockParams *p, const BlockActs *k, Acts *a, const Config *c, int batch, int len) {
-    int rows = batch * len, E = c->d_inner, R = c->dt_rank, N = c->d_state, W = dbc_width(c);
-    gate_forward(a->gated, k->y, k->xz + E, 2 * E, rows, E);
-    linear_backward(a->dgated, g->out_proj, g->out_bias, a->dx, a->gated, E, p->out_proj, rows, E, c->d_model, 0);
-    gate_backward(a->dgated, a->dxz + E, k->y, k->xz + E, 2 * E, rows, E);
-    scan_backward(a->du, a->ddelta, a->ddbc + R, a->ddbc + R + N, g->A_log, g->D, a->part_BC, a->part_A, a->work, a->dgated, k->kept, k->u,
-                  k->delta, k->dbc + R, k->dbc + R + N, W, p->A_log, p->D, batch, len, E, N);
-    delta_backward(a->ddelta, g->dt_bias, k->delta, rows, E);
-    linear_backward(a->ddbc, g->dt_proj, NULL, a->ddelta, k->dbc, W, p->dt_proj, rows, R, E, 0);
-    linear_backward(a->du, g->x_proj, NULL, a->ddbc, k->u, E, p->x_proj, rows, E, W, 1);
-    conv_backward(a->dxz, g->conv, g->conv_bias, a->du, k->xz, 2 * E, p->conv, p->conv_bias, a->zero_state, 0, batch, len, E, c->d_conv);
-    rmsnorm_forward(a->normed, k->r, k->input, p->norm, rows, c->d_model, c->norm_eps);
-    linear_backward(a->dnormed, g->in_proj, g->in_bias, a->dxz, a->normed, c->d_model, p->in_proj, rows, c->d_model, 2 * E, 0);
-    rmsnorm_backward(a->dx, g->norm, a->dnormed, k->input, k->r, p->norm, rows, c->d_model);
+/* The steps of block_forward in reverse, for sequences that started at state zero. a->dx comes in as the gradient of out
+   and leaves as that of x: the residual connection passes it on as it is, and rmsnorm_backward adds the mixer's part. */
+static void block_backward(const BlockParams *g, const BlockParams *p, const BlockActs *k, Acts *a, const Config *c,
+                           int batch, int len) {
+    int rows = batch * len, dim = c->d_model, inner = c->d_inner, width = dbc_width(c);
+    const real *dt = k->dbc, *B = dt + c->dt_rank, *C = B + c->d_state, *z = k->xz + inner;
+    real *ddt = a->ddbc, *dB = ddt + c->dt_rank, *dC = dB + c->d_state, *dz = a->dxz + inner, *dy = a->dgated;
+    gate_forward(a->gated, k->y, z, 2 * inner, rows, inner);
+    linear_backward(a->dgated, g->out_proj, g->out_bias, a->dx, a->gated, inner, p->out_proj, rows, inner, dim, 0);
+    gate_backward(a->dgated, dz, k->y, z, 2 * inner, rows, inner);
+    scan_backward(a->du, a->ddelta, dB, dC, g->A_log, g->D, a->part_BC, a->part_A, a->work, dy, k->kept, k->u, k->delta,
+                  B, C, width, p->A_log, p->D, batch, len, inner, c->d_state);
+    delta_backward(a->ddelta, g->dt_bias, k->delta, rows, inner);
+    linear_backward(ddt, g->dt_proj, NULL, a->ddelta, dt, width, p->dt_proj, rows, c->dt_rank, inner, 0);
+    linear_backward(a->du, g->x_proj, NULL, a->ddbc, k->u, inner, p->x_proj, rows, inner, width, 1);
+    conv_backward(a->dxz, g->conv, g->conv_bias, a->du, k->xz, 2 * inner, p->conv, p->conv_bias, a->zero_state, 0, batch,
+                  len, inner, c->d_conv);
+    rmsnorm_forward(a->normed, k->r, k->input, p->norm, rows, dim, c->norm_eps);
+    linear_backward(a->dnormed, g->in_proj, g->in_bias, a->dxz, a->normed, dim, p->in_proj, rows, dim, 2 * inner, 0);
+    rmsnorm_backward(a->dx, g->norm, a->dnormed, k->input, k->r, p->norm, rows, dim);
 }
 
 /* a->normed = what the head reads, from tokens (batch, len). state: (n_layer, batch, state_stride), updated; NULL: the
-   sequences start here and, where train, block inputs and states are kept for model_backward. */
-static void model_forward(Acts *a, const Params *p, const Config *c, const int *tokens, real *state, int batch, int len, int train) {
+   sequences start here, at zero. train: what model_backward needs is kept, for each block by itself; state is NULL. */
+static void model_forward(Acts *a, const Params *p, const Config *c, const int *tokens, real *state, int batch, int len,
+                          int train) {
     int rows = batch * len;
     size_t stride = state_stride(c);
     embedding_forward(train ? a->block[0].input : a->x, p->embedding, tokens, rows, c->d_model);
     for (int l = 0; l < c->n_layer; l++) {
-        real *layer_state = state != NULL ? state + (size_t)l * batch * stride : NULL;
+        real *to = state != NULL ? state + (size_t)l * batch * stride : NULL, *from = to != NULL ? to : a->zero_state;
         real *x = train ? a->block[l].input : a->x, *out = train && l + 1 < c->n_layer ? a->block[l + 1].input : a->x;
-        block_forward(out, x, &p->block[l], &a->block[train ? l : 0], a, c, state != NULL ? layer_state : a->zero_state, layer_state,
-                      state != NULL ? stride : 0, batch, len);
+        block_forward(out, x, &p->block[l], &a->block[train ? l : 0], a, c, from, to, to != NULL ? stride : 0, batch,
+                      len);
     }
     rmsnorm_forward(a->normed, a->r, a->x, p->norm_f, rows, c->d_model, c->norm_eps);
 }
 
-/* From a->dnormed, the gradient of what the head read, to the gradients g of all parameters before it. */
+/* From a->dnormed, the gradient of what the head read, to the gradients g of the parameters: adds to all but the head's,
+   which head_loss has seen to. */
 static void model_backward(const Params *g, Acts *a, const Params *p, const Config *c, const int *tokens, int batch, int len) {
     int rows = batch * len;
     memset(a->dx, 0, (size_t)rows * c->d_model * sizeof *a->dx);
     rmsnorm_backward(a->dx, g->norm_f, a->dnormed, a->x, a->r, p->norm_f, rows, c->d_model);
-    for (int l = c->n_layer - 1; l >= 0; l--) block_backward(&g->block[l], &p->block[l], &a->block[l], a, c, batch, len);
+    for (int l = c->n_layer - 1; l >= 0; l--)
+        block_backward(&g->block[l], &p->block[l], &a->block[l], a, c, batch, len);
     embedding_backward(g->embedding, a->dx, tokens, rows, c->d_model);
 }
 
@@ -1142,28 +1201,33 @@ static real cross_entropy(real *logits, int target, int vocab_size, double dscal
     return loss + (real)log(total);
 }
 
-/* Mean cross entropy of the head's logits over the targets >= 0. Where scale is not 0, a->dnormed and g->head receive
-   the gradient of scale times that. n_correct: how many targets have the largest logit, or NULL. */
-static double head_loss(Acts *a, const Params *g, const Params *p, const Config *c, const int *targets, int rows, double scale, long *n_correct) {
-    int n = 0, V = c->vocab_size, D = c->d_model;
+/* Mean cross entropy of the head's logits over the targets >= 0; 0 if there is none. Where scale is not 0, a->dnormed
+   becomes the gradient of scale times that, and g->head gets its share. n_correct: how many targets have the largest
+   logit, or NULL. */
+static double head_loss(Acts *a, const Params *g, const Params *p, const Config *c, const int *targets, int rows,
+                        double scale, long *n_correct) {
+    int n = 0, vocab_size = c->vocab_size, dim = c->d_model;
     double loss = 0;
     if (n_correct != NULL) *n_correct = 0;
     for (int r = 0; r < rows; r++) n += targets[r] >= 0;
+    if (n == 0) n = 1; /* a mean over no targets: loss and gradient 0 */
     for (int first = 0; first < rows; first += HEAD_ROWS) {
         int part = min_int(HEAD_ROWS, rows - first), correct[HEAD_ROWS];
-        real *normed = a->normed + (size_t)first * D;
-        linear_forward(a->logits, normed, D, p->head, NULL, part, D, V);
+        real *normed = a->normed + (size_t)first * dim, *dnormed = a->dnormed + (size_t)first * dim;
+        linear_forward(a->logits, normed, dim, p->head, NULL, part, dim, vocab_size);
         PARALLEL_FOR
-        for (int r = 0; r < part; r++)
-            a->losses[r] = cross_entropy(a->logits + (size_t)r * V, targets[first + r], V, n > 0 ? scale / n : 0, &correct[r]);
+        for (int r = 0; r < part; r++) {
+            real *logits = a->logits + (size_t)r * vocab_size;
+            a->losses[r] = cross_entropy(logits, targets[first + r], vocab_size, scale / n, &correct[r]);
+        }
         for (int r = 0; r < part; r++) {
             loss += a->losses[r];
             if (n_correct != NULL) *n_correct += correct[r];
         }
         if (scale != 0)
-            linear_backward(a->dnormed + (size_t)first * D, g->head, NULL, a->logits, normed, D, p->head, part, D, V, 0);
+            linear_backward(dnormed, g->head, NULL, a->logits, normed, dim, p->head, part, dim, vocab_size, 0);
     }
-    return n > 0 ? loss / n : 0;
+    return loss / n;
 }
 
 /* AdamW (decoupled weight decay), with gradients clipped to a norm first. */
@@ -1171,7 +1235,8 @@ typedef struct {
     double beta1, beta2, eps, weight_decay, clip; /* clip: largest norm of the whole gradient; 0: any */
 } AdamW;
 
-/* Linear warm-up over the first steps, then half a cosine from peak to floor at the last.     step: from 1 to total */
+/* Over the first `warmup` steps from 0 up to peak, then down to floor at the last step along half a cosine:
+   floor + (peak - floor) (1 + cos(pi way)) / 2, way being the part of the steps that is done.     step: from 1 to total */
 static double learning_rate(long step, long warmup, long total, double peak, double floor) {
     double way;
     if (step <= warmup) return peak * (double)step / (double)warmup;
@@ -1179,7 +1244,7 @@ static double learning_rate(long step, long warmup, long total, double peak, dou
     return floor + (peak - floor) * 0.5 * (1 + cos(3.14159265358979323846 * (way < 1 ? way : 1)));
 }
 
-/* The norm of a flat array, summed in double, in pieces whose bounds do not depend on the threads. */
+/* sqrt(sum of v^2) of a flat array, summed in double, in pieces whose bounds do not depend on the threads. */
 static double norm_of(const real *v, size_t n) {
     enum { PIECES = 64 };
     double piece[PIECES], sum = 0;
@@ -1195,22 +1260,24 @@ static double norm_of(const real *v, size_t n) {
     return sqrt(sum); /* a flat array's length is a multiple of 16, so there is no rest */
 }
 
-/* One step of AdamW over all parameters: with the gradient g, clipped,
-   m = beta1 m + (1 - beta1) g,     v = beta2 v + (1 - beta2) g^2,     w -= lr (mhat / (sqrt(vhat) + eps) + weight_decay w),
-   mhat and vhat being m and v over 1 - beta^step. Clears the gradients and returns their norm before clipping. */
-static double adamw_step(const Tensor *tensor, int n_tensor, real *weights, real *grads, real *moment1, real *moment2, size_t n_param,
-                         const AdamW *o, double lr, long step) {
+/* One step of AdamW over all parameters, with g the gradient, scaled down to the norm `clip` if it is longer:
+   m = beta1 m + (1 - beta1) g,     v = beta2 v + (1 - beta2) g^2,
+   w -= lr (m' / (sqrt(v') + eps) + weight_decay w)     with m' = m / (1 - beta1^step), v' = v / (1 - beta2^step):
+   m and v start at 0, and that makes their weights add up to 1. Clears the gradients; returns their norm before clipping. */
+static double adamw_step(const Tensor *tensor, int n_tensor, real *weights, real *grads, real *moment1, real *moment2,
+                         size_t n_param, const AdamW *o, double lr, long step) {
     double norm = norm_of(grads, n_param);
     real clip = (real)(o->clip > 0 && norm > o->clip ? o->clip / norm : 1), rate = (real)lr, eps = (real)o->eps;
     real beta1 = (real)o->beta1, beta2 = (real)o->beta2;
-    real unbias1 = (real)(1 / (1 - pow(o->beta1, (double)step))), unbias2 = (real)(1 / (1 - pow(o->beta2, (double)step)));
+    real unbias1 = (real)(1 / (1 - pow(o->beta1, (double)step)));
+    real unbias2 = (real)(1 / (1 - pow(o->beta2, (double)step)));
     for (int i = 0; i < n_tensor; i++) {
         real decay = (real)(tensor[i].decay ? o->weight_decay : 0);
         real *w = weights + tensor[i].offset, *g = grads + tensor[i].offset;
         real *m = moment1 + tensor[i].offset, *v = moment2 + tensor[i].offset;
-        long size = (long)tensor[i].size;
+        ptrdiff_t size = (ptrdiff_t)tensor[i].size;
         PARALLEL_FOR
-        for (long j = 0; j < size; j++) {
+        for (ptrdiff_t j = 0; j < size; j++) {
             real gj = g[j] * clip;
             m[j] = beta1 * m[j] + (1 - beta1) * gj;
             v[j] = beta2 * v[j] + (1 - beta2) * gj * gj;
