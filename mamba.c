@@ -15,8 +15,8 @@
    arXiv:2312.00752v2.
 
    A token becomes a vector, its row of the embedding. The vectors of a sequence pass through n_layer blocks, each of
-   which adds something to them; after a last RMSNorm the product with a row of the head (mostly the embedding itself) is
-   a logit of the next token. All that is specific to Mamba is in the block. For one sequence, and v = RMSNorm(input):
+   which adds something to them; after a last RMSNorm the product with a row of the head (mostly the embedding itself)
+   is a logit of the next token. All that is specific to Mamba is in the block. For one sequence, v = RMSNorm(input):
 
       x, z = in_proj v                                               two branches, d_inner channels each
       u_t = silu(conv_bias + sum_k conv_k x_{t - (d_conv-1) + k})    a short causal convolution in each channel
@@ -446,12 +446,13 @@ static real sum_of(const real *v, int n) {
 
 /* exp(x) = 2^k exp(r) with k = round(x / ln 2) and r = x - k ln 2, so |r| <= ln(2)/2. Returns exp(r) - 1 by its Taylor
    series, whose remainder is below the rounding error, and sets *power to 2^k.
-   To round, 1.5 * 2^m is added, m being the bits of the mantissa: no bit is left for a fraction, and the low ones hold k,
-   which, moved up to the exponent, make 2^k. ln 2 is the sum of two numbers, the first so short that k times it is
+   To round, 1.5 * 2^m is added, m being the bits of the mantissa: no bit is left for a fraction, and the low ones hold
+   k; moved up to the exponent, they make 2^k. ln 2 is the sum of two numbers, the first so short that k times it is
    exact. x is cut to +-limit, min(a, b) being -max(-a, -b). */
 static inline lanes exp_parts(lanes x, lanes *power) {
-    static const double inverse_factorial[] = {1, 1, 1 / 2., 1 / 6., 1 / 24., 1 / 120., 1 / 720., 1 / 5040., 1 / 40320.,
-                                               1 / 362880., 1 / 3628800., 1 / 39916800., 1 / 479001600., 1 / 6227020800.};
+    static const double inverse_factorial[] = {
+        1, 1, 1 / 2., 1 / 6., 1 / 24., 1 / 120., 1 / 720., 1 / 5040., 1 / 40320., 1 / 362880., 1 / 3628800.,
+        1 / 39916800., 1 / 479001600., 1 / 6227020800.};
     enum { SINGLE = sizeof(real) == 4, TERMS = SINGLE ? 7 : 13 };
     const int mantissa = SINGLE ? 23 : 52, bias = SINGLE ? 127 : 1023;
     const real round = SINGLE ? (real)12582912 : (real)6755399441055744, limit = SINGLE ? (real)87.3 : (real)708;
@@ -481,7 +482,8 @@ static inline lanes lanes_one_minus_exp(lanes x) {
 static inline lanes lanes_sigmoid(lanes x) { return 1 / (1 + lanes_exp(-x)); }
 
 /* softplus(x) = log(1 + exp(x)) = max(x, 0) + log(1 + e) with e = exp(-|x|), so nothing overflows; and
-   log(1 + e) = 2 artanh(s) = 2 (s + s^3/3 + s^5/5 + ...) with s = e / (2 + e) <= 1/3, exact to rounding also for tiny e. */
+   log(1 + e) = 2 artanh(s) = 2 (s + s^3/3 + s^5/5 + ...) with s = e / (2 + e) <= 1/3: exact to rounding, however small
+   e is. */
 static inline lanes lanes_softplus(lanes x) {
     enum { TERMS = sizeof(real) == 4 ? 7 : 17 };
     lanes positive = lanes_max(x, zero_lanes), e = lanes_exp(-lanes_max(x, -x)), s = e / (2 + e), sum = zero_lanes;
@@ -489,72 +491,69 @@ static inline lanes lanes_softplus(lanes x) {
     return positive + 2 * s * sum;
 }
 
-/* silu(x) = x sigmoid(x). As sigmoid' = sigmoid (1 - sigmoid), its derivative is sigmoid(x) (1 + x (1 - sigmoid(x))). */
+/* silu(x) = x sigmoid(x). As sigmoid' = sigmoid (1 - sigmoid), silu'(x) = sigmoid(x) (1 + x (1 - sigmoid(x))). */
 static inline lanes lanes_silu(lanes x) { return x * lanes_sigmoid(x); }
 static inline lanes lanes_silu_slope(lanes x) {
     lanes s = lanes_sigmoid(x);
     return s * (1 + x * (1 - s));
 }
 
-/* A register of reals. (`lanes` may take several; what follows must know how many numbers the registers hold.) In memory
-   it may start at any real. */
+/* A register of reals, which in memory may start at any real. (`lanes` may take several registers; what follows must
+   know how much they hold.) TILE_ROWS by TILE_VECS sums and the operands of a step fit in the registers. */
 #if defined(__AVX512F__)
-#define VEC_BYTES 64
+enum { VEC_BYTES = 64, TILE_ROWS = 8 };
 #elif defined(__AVX__)
-#define VEC_BYTES 32
+enum { VEC_BYTES = 32, TILE_ROWS = 4 };
+#elif defined(__aarch64__)
+enum { VEC_BYTES = 16, TILE_ROWS = 8 };
 #else
-#define VEC_BYTES 16
+enum { VEC_BYTES = 16, TILE_ROWS = 4 };
 #endif
 typedef real vec __attribute__((vector_size(VEC_BYTES), aligned(sizeof(real)), may_alias));
 
 enum {
     VEC_LANES = VEC_BYTES / sizeof(real),
-    TILE_ROWS = VEC_BYTES == 64 ? 8 : VEC_LANES < 4 ? VEC_LANES : 4, TILE_VECS = 3,     /* sums that fit in the registers */
-    BLOCK_K = 1024 / sizeof(real), BLOCK_M = 1024, BLOCK_N = 3072,              /* operands packed at a time */
-    UNIT_M = 128, UNIT_N = 768,                                                 /* a thread's share of a block */
-    MATVEC_ROWS = 4, PREFETCH = 8192 / sizeof(real)                             /* reals ahead of where W is read */
+    TILE_VECS = 3,
+    TILE_COLS = TILE_VECS * VEC_LANES,
+    BLOCK_K = 1024 / sizeof(real), /* so long a panel of B, TILE_COLS wide, stays in the first cache */
+    BLOCK_N = 3072,                /* columns of B packed at a time */
+    UNIT_ROWS = 64,                /* rows of A that a thread works on with one panel */
+    MATVEC_ROWS = 4,
+    PREFETCH = 8192 / sizeof(real) /* how far ahead matvec asks for weights */
 };
 
-/* Transposes a square of VEC_LANES rows, of which those from `rows` on repeat the last. To exchange the halves of an
-   element's index, i.e. its row and column, its bits are rotated one by one: a perfect shuffle, which vectorises. */
-static void transpose(real *to, const real *from, size_t row, int rows) {
-    enum { SIZE = VEC_LANES * VEC_LANES };
-    real square[2][SIZE];
-    int s = 0;
-    for (int i = 0; i < VEC_LANES; i++)
-        *(vec *)&square[0][i * VEC_LANES] = *(const vec *)&from[min_int(i, rows - 1) * row];
-    for (int bit = 1; bit < VEC_LANES; bit *= 2, s ^= 1)
-        for (int i = 0; i < SIZE / 2; i++) {
-            square[s ^ 1][2 * i] = square[s][i];
-            square[s ^ 1][2 * i + 1] = square[s][i + SIZE / 2];
-        }
-    memcpy(to, square[s], sizeof square[s]);
-}
-
-/* Packs up to VEC_LANES rows of length k into panel[p][lane], lane being the row. Lanes past the last row repeat it;
-   what comes of them is not stored. */
-static void pack(real *panel, const real *from, size_t row, size_t col, int rows, int k) {
+/* Packs up to VEC_LANES columns of B, k long, as panel[p][column]. Lanes past the last column repeat it; what comes of
+   them is not stored. Where columns are contiguous, squares are transposed in registers. */
+static void pack(real *panel, const real *B, size_t b_row, size_t b_col, int cols, int k) {
     int p = 0;
-    if (col == 1)
-        for (; p + VEC_LANES <= k; p += VEC_LANES) transpose(panel + p * VEC_LANES, from + p, row, rows);
-    else if (row == 1 && rows == VEC_LANES)
-        for (; p < k; p++) *(vec *)&panel[p * VEC_LANES] = *(const vec *)&from[p * col];
+    if (b_row == 1)
+        for (; p + VEC_LANES <= k; p += VEC_LANES) {
+            vec column[VEC_LANES];
+            for (int j = 0; j < VEC_LANES; j++) column[j] = *(const vec *)&B[p + min_int(j, cols - 1) * b_col];
+            for (int i = 0; i < VEC_LANES; i++)
+                for (int j = 0; j < VEC_LANES; j++) panel[(p + i) * VEC_LANES + j] = column[j][i];
+        }
+    else if (b_col == 1 && cols == VEC_LANES)
+        for (; p < k; p++) *(vec *)&panel[p * VEC_LANES] = *(const vec *)&B[p * b_row];
     for (; p < k; p++)
-        for (int lane = 0; lane < VEC_LANES; lane++)
-            panel[p * VEC_LANES + lane] = from[min_int(lane, rows - 1) * row + p * col];
+        for (int j = 0; j < VEC_LANES; j++) panel[p * VEC_LANES + j] = B[p * b_row + min_int(j, cols - 1) * b_col];
 }
 
-/* A tile of C, TILE_ROWS by n vectors, (+)= the product of packed panels; all its sums stay in registers. Of the tile
-   only rows and cols are there. Inlined for each n, so that the loops over the tile unroll. */
+/* A tile of C, TILE_ROWS by n vectors of which only `rows` and `cols` are there, = or += rows of A times n packed
+   panels. The sums stay in registers. Inlined with constant n, so that the loops over the tile unroll. */
 __attribute__((always_inline))
-static inline void tile(real *C, size_t ldc, const real *A, const real *B, int n, int rows, int cols, int k, int add) {
+static inline void tile(real *C, size_t ldc, const real *A, size_t a_row, size_t a_col, const real *B, int n, int rows,
+                        int cols, int k, int add) {
     vec sum[TILE_ROWS][TILE_VECS] = {{{0}}};
-    for (int i = 0; i < min_int(rows, TILE_ROWS); i++)
-        for (int v = 0; v < n; v++) __builtin_prefetch(&C[i * ldc + v * VEC_LANES], 1);
+    const real *a[TILE_ROWS];
+    for (int i = 0; i < TILE_ROWS; i++) {
+        int row = min_int(i, rows - 1);
+        a[i] = A + row * a_row;
+        for (int v = 0; v < n; v++) __builtin_prefetch(&C[row * ldc + v * VEC_LANES], 1);
+    }
     for (int p = 0; p < k; p++)
         for (int i = 0; i < TILE_ROWS; i++)
-            for (int v = 0; v < n; v++)
-                sum[i][v] += A[p * VEC_LANES + i] * *(const vec *)&B[(v * k + p) * VEC_LANES];
+            for (int v = 0; v < n; v++) sum[i][v] += a[i][p * a_col] * *(const vec *)&B[(v * k + p) * VEC_LANES];
     if (rows >= TILE_ROWS && cols >= n * VEC_LANES) {
         for (int i = 0; i < TILE_ROWS; i++)
             for (int v = 0; v < n; v++) {
@@ -563,65 +562,51 @@ static inline void tile(real *C, size_t ldc, const real *A, const real *B, int n
                 *c = sum[i][v];
             }
     } else {
-        real part[TILE_ROWS][TILE_VECS * VEC_LANES];
-        for (int i = 0; i < TILE_ROWS; i++)
-            for (int v = 0; v < n; v++) *(vec *)&part[i][v * VEC_LANES] = sum[i][v];
+        real part[TILE_ROWS][TILE_COLS];
+        memcpy(part, sum, sizeof part);
         for (int i = 0; i < min_int(rows, TILE_ROWS); i++)
             for (int j = 0; j < min_int(cols, n * VEC_LANES); j++)
                 C[i * ldc + j] = add ? C[i * ldc + j] + part[i][j] : part[i][j];
     }
 }
 
-/* The product of packed blocks: C (m, n) (+)= A B. */
-static void unit(real *C, size_t ldc, const real *A, const real *B, int m, int n, int k, int add) {
-    for (int j = 0; j < n; j += TILE_VECS * VEC_LANES)
-        for (int i = 0; i < m; i += TILE_ROWS) {
-            real *c = C + i * ldc + j;
-            const real *a = A + i / VEC_LANES * k * VEC_LANES + i % VEC_LANES, *b = B + j * k;
-            int rows = m - i, cols = n - j;
-            if (cols > 2 * VEC_LANES) tile(c, ldc, a, b, 3, rows, cols, k, add);
-            else if (cols > VEC_LANES) tile(c, ldc, a, b, 2, rows, cols, k, add);
-            else tile(c, ldc, a, b, 1, rows, cols, k, add);
+/* C[i][j] = or += sum_p A(i,p) B(p,j) with A(i,p) = A[i*a_row + p*a_col], B(p,j) = B[p*b_row + j*b_col]; C: (m, n) with
+   rows ldc apart. So a linear layer's y = x W^T, dx = dy W and dW += dy^T x differ only in strides.
+   B goes block by block into panels that tiles read front to back; A is read in place. Each element of C is summed over
+   p in the same order wherever it lies, so the bits do not depend on threads. One product at a time, for B_pack. */
+static void matmul(real *C, size_t ldc, const real *A, size_t a_row, size_t a_col, const real *B, size_t b_row,
+                   size_t b_col, int m, int n, int k, int accumulate) {
+    static real B_pack[BLOCK_N * BLOCK_K] __attribute__((aligned(VEC_BYTES)));
+    if (k == 0 && !accumulate)
+        for (int i = 0; i < m; i++) memset(C + i * ldc, 0, n * sizeof *C);
+    for (int j0 = 0; j0 < n; j0 += BLOCK_N)
+        for (int p0 = 0; p0 < k; p0 += BLOCK_K) {
+            int block_n = min_int(n - j0, BLOCK_N), block_k = min_int(k - p0, BLOCK_K);
+            int panels = (block_n + VEC_LANES - 1) / VEC_LANES, groups = (block_n + TILE_COLS - 1) / TILE_COLS;
+            int units = (m + UNIT_ROWS - 1) / UNIT_ROWS * groups, add = accumulate || p0 > 0;
+            PARALLEL_FOR
+            for (int panel = 0; panel < panels; panel++) {
+                int j = panel * VEC_LANES;
+                pack(B_pack + j * block_k, B + p0 * b_row + (j0 + j) * b_col, b_row, b_col,
+                     min_int(block_n - j, VEC_LANES), block_k);
+            }
+            PARALLEL_FOR
+            for (int unit = 0; unit < units; unit++) {
+                int i = unit / groups * UNIT_ROWS, end = min_int(i + UNIT_ROWS, m);
+                int j = unit % groups * TILE_COLS, cols = block_n - j;
+                const real *b = B_pack + j * block_k;
+                for (; i < end; i += TILE_ROWS) {
+                    const real *a = A + i * a_row + p0 * a_col;
+                    real *c = C + i * ldc + j0 + j;
+                    if (cols > 2 * VEC_LANES) tile(c, ldc, a, a_row, a_col, b, 3, end - i, cols, block_k, add);
+                    else if (cols > VEC_LANES) tile(c, ldc, a, a_row, a_col, b, 2, end - i, cols, block_k, add);
+                    else tile(c, ldc, a, a_row, a_col, b, 1, end - i, cols, block_k, add);
+                }
+            }
         }
 }
 
-/* C[i][j] = or += sum_p A(i,p) B(p,j) with A(i,p) = A[i*a_row + p*a_col], B(p,j) = B[p*b_row + j*b_col]; C: (m, n) with
-   rows ldc apart. So a linear layer y = x W^T, its dx = dy W and its dW += dy^T x differ in strides only.
-   Blocks of A and B are packed into panels that the tiles read front to back. Every element of C is summed over p in
-   the same order wherever it lies, so the bits depend on k alone. */
-static void matmul(real *C, size_t ldc, const real *A, size_t a_row, size_t a_col, const real *B, size_t b_row,
-                   size_t b_col, int m, int n, int k, int accumulate) {
-    static real A_pack[BLOCK_M * BLOCK_K] __attribute__((aligned(64)));
-    static real B_pack[BLOCK_N * BLOCK_K] __attribute__((aligned(64)));
-    if (k == 0 && !accumulate)
-        for (int i = 0; i < m; i++) memset(C + i * ldc, 0, (size_t)n * sizeof(real));
-    for (int j0 = 0; j0 < n; j0 += BLOCK_N)
-        for (int i0 = 0; i0 < m; i0 += BLOCK_M)
-            for (int p0 = 0; p0 < k; p0 += BLOCK_K) {
-                int bm = min_int(m - i0, BLOCK_M), bn = min_int(n - j0, BLOCK_N), bk = min_int(k - p0, BLOCK_K);
-                int a_panels = (bm + VEC_LANES - 1) / VEC_LANES, b_panels = (bn + VEC_LANES - 1) / VEC_LANES;
-                int units_m = (bm + UNIT_M - 1) / UNIT_M, units_n = (bn + UNIT_N - 1) / UNIT_N;
-                PARALLEL_FOR
-                for (int i = 0; i < a_panels + b_panels; i++) {
-                    if (i < a_panels)
-                        pack(A_pack + i * VEC_LANES * bk, A + (i0 + i * VEC_LANES) * a_row + p0 * a_col, a_row, a_col,
-                             min_int(bm - i * VEC_LANES, VEC_LANES), bk);
-                    else {
-                        int j = i - a_panels;
-                        pack(B_pack + j * VEC_LANES * bk, B + (j0 + j * VEC_LANES) * b_col + p0 * b_row, b_col, b_row,
-                             min_int(bn - j * VEC_LANES, VEC_LANES), bk);
-                    }
-                }
-                PARALLEL_FOR
-                for (int u = 0; u < units_m * units_n; u++) {
-                    int i = u / units_n * UNIT_M, j = u % units_n * UNIT_N;
-                    unit(C + (i0 + i) * ldc + j0 + j, ldc, A_pack + i * bk, B_pack + j * bk,
-                         min_int(bm - i, UNIT_M), min_int(bn - j, UNIT_N), bk, accumulate || p0 > 0);
-                }
-            }
-}
-
-/* One output of matvec for n rows of x, at least 1 of which are there. */
+/* One output of matvec for n rows of x, of which only `rows` are there; inlined with constant n. */
 __attribute__((always_inline))
 static inline void matvec_output(real *y, size_t ldy, const real *x, size_t ldx, const real *w, real bias, int n,
                                  int rows, int in) {
@@ -633,15 +618,18 @@ static inline void matvec_output(real *y, size_t ldy, const real *x, size_t ldx,
         for (int r = 0; r < n; r++) sum[r] += wi * *(const vec *)&x[min_int(r, rows - 1) * ldx + i];
     }
     for (int r = 0; r < min_int(n, rows); r++) {
-        real total = bias;
-        for (int lane = 0; lane < VEC_LANES; lane++) total += sum[r][lane];
-        for (int i = vector_in; i < in; i++) total += w[i] * x[r * ldx + i];
-        y[r * ldy] = total;
+        real part[VEC_LANES], tail = bias;
+        memcpy(part, &sum[r], sizeof part);
+        for (int half = VEC_LANES / 2; half > 0; half /= 2)
+            for (int lane = 0; lane < half; lane++) part[lane] += part[lane + half];
+        for (int i = vector_in; i < in; i++) tail += w[i] * x[r * ldx + i];
+        y[r * ldy] = part[0] + tail;
     }
 }
 
-/* y = x W^T + bias for up to MATVEC_ROWS rows, as in decoding, where all the time goes into reading W: each thread reads
-   its part once, from front to back.     x: (rows, in), rows ldx apart; W: (out, in); bias: (out) or NULL; y: (rows, out) */
+/* y = x W^T + bias for up to MATVEC_ROWS rows, as in decoding, where all the time goes into reading W: each thread
+   reads its part once, from front to back.
+   x: (rows, in), rows ldx apart; W: (out, in); bias: (out) or NULL; y: (rows, out), rows ldy apart */
 static void matvec(real *y, size_t ldy, const real *x, size_t ldx, const real *W, const real *bias, int rows, int in,
                    int out) {
     PARALLEL_FOR
@@ -752,8 +740,8 @@ static void linear_backward(real *dx, real *dW, real *dbias, const real *dy, con
 
 /* A sequence's state in a block is (d_conv - 1 + d_state, d_inner): the inputs of the convolution that later positions
    still need, oldest first, then h transposed. The convolution and the scan read the state `from` and leave the new one
-   in `to` (the same place, or NULL: not wanted). From one sequence's state to the next it is ldstate reals; 0: all start
-   from the same one.
+   in `to` (the same place, or NULL: not wanted). From one sequence's state to the next it is ldstate reals (0: all
+   start from the same one).
 
    conv_input: the channels' inputs at position t, which for t < 0 are in the state. */
 static const real *conv_input(const real *x, size_t ldx, const real *from, int t, int d_inner, int d_conv) {
@@ -832,8 +820,8 @@ static void conv_backward(real *dx, real *dw, real *dbias, const real *du, const
 
 /* Discretisation, first half: the step size delta = softplus(v + dt_bias), where v = dt_proj dt.
    v is in delta and is overwritten.     delta: (rows, d_inner)
-   The second half, abar = exp(delta A) and Bbar = delta B, is inside the scan and is not stored: either would be d_state
-   times as large as delta. */
+   The second half, abar = exp(delta A) and Bbar = delta B, is inside the scan and is not stored: either would be
+   d_state times as large as delta. */
 static void delta_forward(real *delta, const real *dt_bias, int rows, int d_inner) {
     PARALLEL_FOR
     for (int row = 0; row < rows; row++)
@@ -903,14 +891,14 @@ static void scan_forward(real *y, real *kept, const real *u, const real *delta, 
     }
 }
 
-/* The work of scan_backward is cut into shares: SCAN_BLOCKS blocks of LANES channels of one sequence. dB and dC are sums
-   over all channels; a share adds its blocks lane by lane, then the lanes once, and leaves partial sums, which are added
-   in the order of the shares, whichever thread had them. */
+/* The work of scan_backward is cut into shares: SCAN_BLOCKS blocks of LANES channels of one sequence. dB and dC are
+   sums over all channels; a share adds its blocks lane by lane, then the lanes once, and leaves partial sums, which are
+   added in the order of the shares, whichever thread had them. */
 enum { SCAN_BLOCKS = 4 };
 static int scan_shares(int d_inner) { return (d_inner + SCAN_BLOCKS * LANES - 1) / (SCAN_BLOCKS * LANES); }
 
-/* Reals that a share works in: for a chunk h, abar and the sums for dB and dC, each (SCAN_CHUNK, d_state, LANES), and one
-   h more, the one before; for its blocks A, the sum for dA, and g, each (SCAN_BLOCKS, d_state, LANES). */
+/* Reals that a share works in: for a chunk h, abar and the sums for dB and dC, each (SCAN_CHUNK, d_state, LANES), and
+   one h more, the one before; for its blocks A, the sum for dA, and g, each (SCAN_BLOCKS, d_state, LANES). */
 static size_t scan_work(int d_state) { return (size_t)(4 * SCAN_CHUNK + 1 + 3 * SCAN_BLOCKS) * d_state * LANES; }
 
 /* The forward scan of a chunk again: from h before it, in h[0], the h and abar of each step.
@@ -926,7 +914,7 @@ static void scan_again(lanes *h, lanes *abar, const lanes *A, const real *u, con
     }
 }
 
-/* The sums over shares, which are dB and dC, and over sequences, which are added to dA_log and dD: see scan_backward. */
+/* From the partial sums of scan_backward: dB, dC = sums over shares; dA_log, dD += sums over sequences. */
 static void scan_add_parts(real *dB, real *dC, real *dA_log, real *dD, const real *part_BC, const real *part_A,
                            size_t ldbc, int batch, int len, int d_inner, int d_state) {
     int rows = batch * len, shares = scan_shares(d_inner);
@@ -948,8 +936,8 @@ static void scan_add_parts(real *dB, real *dC, real *dA_log, real *dD, const rea
         }
 }
 
-/* Forward was h_t = abar_t h_{t-1} + delta_t B_t u_t and y_t = sum_n C_t h_t + D u_t, abar_t = exp(delta_t A). Let g_t be
-   dL/dh_t, by way of y_t and of all that follows t, and q_t = g_t abar_t h_{t-1}, which is dL/d(delta_t A). Then
+/* Forward was h_t = abar_t h_{t-1} + delta_t B_t u_t and y_t = sum_n C_t h_t + D u_t with abar_t = exp(delta_t A).
+   Let g_t be dL/dh_t, by way of y_t and of all that follows, and q_t = g_t abar_t h_{t-1}, which is dL/d(delta_t A). Then
    g_t = C_t dy_t + abar_{t+1} g_{t+1}                   the same recurrence, run backwards
    dC_t = sum_d dy_t h_t,     dB_t = sum_d g_t delta_t u_t
    du_t = sum_n g_t delta_t B_t + D dy_t,     ddelta_t = sum_n (g_t B_t u_t + q_t A)
@@ -1050,11 +1038,13 @@ static void gate_backward(real *dout, real *dz, const real *y, const real *z, si
 
 /* 4. BLOCK AND MODEL ===========================================================================================
 
-       x --+-- RMSNorm -- in_proj --+-- x -- conv, SiLU -- u --+--------------------- scan -- y -- * -- out_proj -- + --
-           |                        |                          +-- x_proj --+-- B, C --'           |                |
-           |                        |                                       +-- dt_proj -- delta --'                |
-           |                        +-- z ------------------------------------------------- SiLU --'                |
-           +--------------------------------------------------------------------------------------------------------+  */
+     x --+-- RMSNorm -- in_proj --+-- x -- conv, SiLU -- u --+------------------------ scan -- y -- * -- out_proj -- + --
+         |                        |                          |                          |           |                |
+         |                        |                          +-- x_proj --+-- B, C -----+           |                |
+         |                        |                                       +-- dt -------+           |                |
+         |                        |                                       (dt_proj, softplus: delta)|                |
+         |                        +-- z -------------------------------------------------- SiLU ----+                |
+         +-----------------------------------------------------------------------------------------------------------+ */
 
 /* What a block's forward leaves for its backward. A row of xz is x and z (d_inner each), one of dbc is dt (dt_rank), B
    and C (d_state each), side by side; the layers read them where they are. r is RMSNorm's, kept the scan's. Cheap to
@@ -1129,8 +1119,8 @@ static void block_forward(real *out, const real *x, const BlockParams *p, BlockA
     add_forward(out, x, mixed, (size_t)rows * dim);
 }
 
-/* The steps of block_forward in reverse, for sequences that started at state zero. a->dx comes in as the gradient of out
-   and leaves as that of x: the residual connection passes it on as it is, and rmsnorm_backward adds the mixer's part. */
+/* The steps of block_forward in reverse, for sequences that started at state zero. a->dx comes in as the gradient of
+   out and leaves as that of x: the residual connection hands it on as it is, and rmsnorm_backward adds the mixer's. */
 static void block_backward(const BlockParams *g, const BlockParams *p, const BlockActs *k, Acts *a, const Config *c,
                            int batch, int len) {
     int rows = batch * len, dim = c->d_model, inner = c->d_inner, width = dbc_width(c);
@@ -1144,8 +1134,8 @@ static void block_backward(const BlockParams *g, const BlockParams *p, const Blo
     delta_backward(a->ddelta, g->dt_bias, k->delta, rows, inner);
     linear_backward(ddt, g->dt_proj, NULL, a->ddelta, dt, width, p->dt_proj, rows, c->dt_rank, inner, 0);
     linear_backward(a->du, g->x_proj, NULL, a->ddbc, k->u, inner, p->x_proj, rows, inner, width, 1);
-    conv_backward(a->dxz, g->conv, g->conv_bias, a->du, k->xz, 2 * inner, p->conv, p->conv_bias, a->zero_state, 0, batch,
-                  len, inner, c->d_conv);
+    conv_backward(a->dxz, g->conv, g->conv_bias, a->du, k->xz, 2 * inner, p->conv, p->conv_bias, a->zero_state, 0,
+                  batch, len, inner, c->d_conv);
     rmsnorm_forward(a->normed, k->r, k->input, p->norm, rows, dim, c->norm_eps);
     linear_backward(a->dnormed, g->in_proj, g->in_bias, a->dxz, a->normed, dim, p->in_proj, rows, dim, 2 * inner, 0);
     rmsnorm_backward(a->dx, g->norm, a->dnormed, k->input, k->r, p->norm, rows, dim);
@@ -1167,9 +1157,10 @@ static void model_forward(Acts *a, const Params *p, const Config *c, const int *
     rmsnorm_forward(a->normed, a->r, a->x, p->norm_f, rows, c->d_model, c->norm_eps);
 }
 
-/* From a->dnormed, the gradient of what the head read, to the gradients g of the parameters: adds to all but the head's,
-   which head_loss has seen to. */
-static void model_backward(const Params *g, Acts *a, const Params *p, const Config *c, const int *tokens, int batch, int len) {
+/* From a->dnormed, the gradient of what the head read, to the gradients g of all parameters but the head, which was
+   head_loss's part. */
+static void model_backward(const Params *g, Acts *a, const Params *p, const Config *c, const int *tokens, int batch,
+                           int len) {
     int rows = batch * len;
     memset(a->dx, 0, (size_t)rows * c->d_model * sizeof *a->dx);
     rmsnorm_backward(a->dx, g->norm_f, a->dnormed, a->x, a->r, p->norm_f, rows, c->d_model);
@@ -1213,7 +1204,7 @@ static double head_loss(Acts *a, const Params *g, const Params *p, const Config 
     if (n == 0) n = 1; /* a mean over no targets: loss and gradient 0 */
     for (int first = 0; first < rows; first += HEAD_ROWS) {
         int part = min_int(HEAD_ROWS, rows - first), correct[HEAD_ROWS];
-        real *normed = a->normed + (size_t)first * dim, *dnormed = a->dnormed + (size_t)first * dim;
+        real *normed = a->normed + (size_t)first * dim;
         linear_forward(a->logits, normed, dim, p->head, NULL, part, dim, vocab_size);
         PARALLEL_FOR
         for (int r = 0; r < part; r++) {
@@ -1225,7 +1216,8 @@ static double head_loss(Acts *a, const Params *g, const Params *p, const Config 
             if (n_correct != NULL) *n_correct += correct[r];
         }
         if (scale != 0)
-            linear_backward(dnormed, g->head, NULL, a->logits, normed, dim, p->head, part, dim, vocab_size, 0);
+            linear_backward(a->dnormed + (size_t)first * dim, g->head, NULL, a->logits, normed, dim, p->head, part, dim,
+                            vocab_size, 0);
     }
     return loss / n;
 }
@@ -1235,8 +1227,8 @@ typedef struct {
     double beta1, beta2, eps, weight_decay, clip; /* clip: largest norm of the whole gradient; 0: any */
 } AdamW;
 
-/* Over the first `warmup` steps from 0 up to peak, then down to floor at the last step along half a cosine:
-   floor + (peak - floor) (1 + cos(pi way)) / 2, way being the part of the steps that is done.     step: from 1 to total */
+/* Over the first `warmup` steps in a line from 0 up to peak, then along half a cosine down to floor at the last step:
+   floor + (peak - floor) (1 + cos(pi way)) / 2, where `way` goes from 0 to 1.     step: from 1 to total */
 static double learning_rate(long step, long warmup, long total, double peak, double floor) {
     double way;
     if (step <= warmup) return peak * (double)step / (double)warmup;
@@ -1262,8 +1254,9 @@ static double norm_of(const real *v, size_t n) {
 
 /* One step of AdamW over all parameters, with g the gradient, scaled down to the norm `clip` if it is longer:
    m = beta1 m + (1 - beta1) g,     v = beta2 v + (1 - beta2) g^2,
-   w -= lr (m' / (sqrt(v') + eps) + weight_decay w)     with m' = m / (1 - beta1^step), v' = v / (1 - beta2^step):
-   m and v start at 0, and that makes their weights add up to 1. Clears the gradients; returns their norm before clipping. */
+   w -= lr (m' / (sqrt(v') + eps) + weight_decay w)     with m' = m / (1 - beta1^step), v' = v / (1 - beta2^step),
+   which are weighted means of the g and g^2 so far, where m and v count the zeros that they started with.
+   Clears the gradients; returns their norm before clipping. */
 static double adamw_step(const Tensor *tensor, int n_tensor, real *weights, real *grads, real *moment1, real *moment2,
                          size_t n_param, const AdamW *o, double lr, long step) {
     double norm = norm_of(grads, n_param);
