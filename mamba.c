@@ -937,7 +937,7 @@ static void scan_add_parts(real *dB, real *dC, real *dA_log, real *dD, const rea
 }
 
 /* Forward was h_t = abar_t h_{t-1} + delta_t B_t u_t and y_t = sum_n C_t h_t + D u_t with abar_t = exp(delta_t A).
-   Let g_t be dL/dh_t, by way of y_t and of all that follows, and q_t = g_t abar_t h_{t-1}, which is dL/d(delta_t A). Then
+   Let g_t be dL/dh_t, by way of y_t and all that follows, and q_t = g_t abar_t h_{t-1}, which is dL/d(delta_t A). Then
    g_t = C_t dy_t + abar_{t+1} g_{t+1}                   the same recurrence, run backwards
    dC_t = sum_d dy_t h_t,     dB_t = sum_d g_t delta_t u_t
    du_t = sum_n g_t delta_t B_t + D dy_t,     ddelta_t = sum_n (g_t B_t u_t + q_t A)
@@ -1038,13 +1038,11 @@ static void gate_backward(real *dout, real *dz, const real *y, const real *z, si
 
 /* 4. BLOCK AND MODEL ===========================================================================================
 
-     x --+-- RMSNorm -- in_proj --+-- x -- conv, SiLU -- u --+------------------------ scan -- y -- * -- out_proj -- + --
-         |                        |                          |                          |           |                |
-         |                        |                          +-- x_proj --+-- B, C -----+           |                |
-         |                        |                                       +-- dt -------+           |                |
-         |                        |                                       (dt_proj, softplus: delta)|                |
-         |                        +-- z -------------------------------------------------- SiLU ----+                |
-         +-----------------------------------------------------------------------------------------------------------+ */
+   x --+-- RMSNorm -- in_proj --+-- x -- conv, SiLU -- u --+------------------------- scan -- y -- * -- out_proj -- + --
+       |                        |                          +-- x_proj --+-- B, C ------'           |                |
+       |                        |                                       +-- dt_proj -- delta --'   |                |
+       |                        +-- z ---------------------------------------------------- SiLU ---'                |
+       +------------------------------------------------------------------------------------------------------------+ */
 
 /* What a block's forward leaves for its backward. A row of xz is x and z (d_inner each), one of dbc is dt (dt_rank), B
    and C (d_state each), side by side; the layers read them where they are. r is RMSNorm's, kept the scan's. Cheap to
@@ -1283,6 +1281,9 @@ static double adamw_step(const Tensor *tensor, int n_tensor, real *weights, real
 
 /* 6. GENERATION ================================================================================================ */
 
+/* An id that may be drawn; weight: its probability over that of the most probable one. */
+typedef struct { double weight; real logit; int id; } Candidate;
+
 /* How the next token is drawn from its logits. In this order:
    1. Left out are ids from n_vocab on (rows that only pad the vocabulary), the id `banned`, and logits that are NaN.
    2. repetition_penalty r: each id among the last penalty_window ones has its logit divided by r if positive, otherwise
@@ -1293,13 +1294,11 @@ static double adamw_step(const Tensor *tensor, int n_tensor, real *weights, real
    6. min_p: of those, the ones at least min_p times as probable as the most probable one.
    7. One is drawn in proportion to p, with one random number.
    Of equal logits the lower id comes first. The logits are not changed. */
-typedef struct { double weight; real logit; int id; } Candidate;
-
 typedef struct {
     double temperature, top_p, min_p, repetition_penalty;
     int top_k, n_vocab, banned;    /* banned: an id that is never sampled, or -1 */
     int penalty_window;
-    int *history;                  /* (penalty_window) ring of the last ids; the next goes to n_history % penalty_window */
+    int *history;                  /* (penalty_window) ring of the last ids; the next goes to n_history modulo its size */
     int n_history;                 /* counts up to 2 * penalty_window, then on from penalty_window: no overflow */
     uint64_t rng;
     Candidate *candidate;          /* (vocab_size) scratch */
@@ -1333,7 +1332,8 @@ static int ranks_before(const Candidate *a, const Candidate *b) {
     return a->logit > b->logit || (a->logit == b->logit && a->id < b->id);
 }
 
-/* In a heap each candidate ranks before its children 2i + 1 and 2i + 2; this lets heap[i] sink to its place. */
+/* In a heap of n candidates each, say heap[i], ranks before its children heap[2i + 1] and heap[2i + 2], so heap[0]
+   ranks first. Where only heap[i] may break that rule, this lets it sink to its place. */
 static void heap_sink(Candidate *heap, int n, int i) {
     Candidate sinking = heap[i];
     for (int child; (child = 2 * i + 1) < n; i = child) {
@@ -1348,7 +1348,8 @@ static void heap_build(Candidate *heap, int n) {
     for (int i = n / 2 - 1; i >= 0; i--) heap_sink(heap, n, i);
 }
 
-/* Moves the first in rank behind the others: taking k of n costs O(n + k log n), no full sort. Returns its weight. */
+/* Moves the first in rank to heap[n - 1] and leaves a heap of n - 1; returns its weight. Taking k of n costs
+   O(n + k log n), less than a sort; they end up behind the others, the first one last. */
 static double heap_take(Candidate *heap, int n) {
     Candidate first = heap[0];
     heap[0] = heap[n - 1];
@@ -1381,9 +1382,8 @@ static int sample(Sampler *s, const real *logits) {
     int n = sampler_candidates(s, logits), best = 0, kept;
     double total = 0, sum = 0, u;
     real largest;
-    for (int i = 1; i < n; i++) {
+    for (int i = 1; i < n; i++)
         if (c[i].logit > c[best].logit) best = i;
-    }
     if (n == 0 || s->temperature == 0) {
         int id = n == 0 ? 0 : c[best].id;
         sampler_accept(s, id);
@@ -1396,10 +1396,10 @@ static int sample(Sampler *s, const real *logits) {
         c += n - kept, n = kept;
     }
     kept = 0;
-    for (int i = 0; i < n; i++) { /* weight = p / (largest p); the test keeps infinity - infinity out */
+    for (int i = 0; i < n; i++) { /* the test for the largest keeps infinity - infinity out */
         double weight = c[i].logit == largest ? 1 : exp(((double)c[i].logit - largest) / s->temperature);
         total += weight;
-        if (weight == 0 || weight < s->min_p) continue; /* step 6 may come first: its ids are the last in rank */
+        if (weight == 0 || weight < s->min_p) continue; /* step 6 comes before 5: what it drops is the last in rank */
         c[kept] = c[i];
         c[kept++].weight = weight;
         sum += weight;
@@ -1407,7 +1407,8 @@ static int sample(Sampler *s, const real *logits) {
     n = kept;
     if (s->top_p < 1) {
         heap_build(c, n);
-        for (sum = 0, kept = 0; kept < n && (kept == 0 || sum < s->top_p * total); kept++) sum += heap_take(c, n - kept);
+        for (sum = 0, kept = 0; kept < n && (kept == 0 || sum < s->top_p * total); kept++)
+            sum += heap_take(c, n - kept);
         c += n - kept;
     }
     u = random_uniform(&s->rng) * sum;
@@ -1430,26 +1431,29 @@ typedef struct {
        tokens, targets: (batch, len) */
     int (*gradient)(void *self, const int *tokens, const int *targets, int batch, int len, double scale);
 
-    /* One step of AdamW, counted from 1; clears the gradients. loss: the sum of scale times loss over the calls of gradient
-       since the last step; norm: of the gradient before clipping. Either may be NULL, so that a GPU need not wait. */
+    /* One step of AdamW, counted from 1; clears the gradients. loss: the sum of scale times loss over the calls of
+       gradient since the last step; norm: of the gradient before clipping. Either may be NULL: a GPU need not wait. */
     int (*update)(void *self, const AdamW *adamw, double lr, long step, double *loss, double *norm);
 
-    /* Feeds the streams as forward does, and gives the mean cross entropy over the targets >= 0 and how many of them have the
-       largest logit (or NULL). tokens, targets: (streams, len) */
+    /* Feeds the streams as forward does, and gives the mean cross entropy over the targets >= 0 and how many of them
+       have the largest logit (or NULL). tokens, targets: (streams, len) */
     int (*evaluate)(void *self, const int *tokens, const int *targets, int len, double *loss, long *n_correct);
 
-    /* Zero states for `batch` streams. */
-    int (*reset)(void *self, int batch);
+    /* Sets the number of streams, sequences that go on from call to call, and their states to zero. */
+    int (*reset)(void *self, int streams);
 
-    /* Feeds every stream len >= 1 more tokens and holds the logits of its last position for generate. tokens: (streams, len);
-       logits: NULL, or (streams, vocab_size) of the last positions, or with all != 0 (streams, len, vocab_size) */
+    /* Feeds every stream len >= 1 more tokens and holds the logits of its last position for generate.
+       tokens: (streams, len); logits: NULL, or (streams, vocab_size) of the last positions, or with all != 0
+       (streams, len, vocab_size) */
     int (*forward)(void *self, const int *tokens, int len, real *logits, int all);
 
-    /* n times: samples every stream's next token from the held logits and feeds it. out: (streams, n); sampler: (streams) */
+    /* n times: samples every stream's next token from the held logits and feeds it.
+       out: (streams, n); sampler: (streams) */
     int (*generate)(void *self, int *out, int n, Sampler *sampler);
 
-    /* Copies a flat array from the device to the host (to_device 0) or back. WEIGHTS, MOMENT1, MOMENT2 lie as the parameter
-       table says; STATE is state_size() reals: (n_layer, streams, d_conv - 1 + d_state, d_inner), then the held logits. */
+    /* Copies a flat array from the device to the host (to_device 0) or back. WEIGHTS, MOMENT1, MOMENT2 lie as the
+       parameter table says; STATE is state_size() reals: (n_layer, streams, d_conv - 1 + d_state, d_inner), then the
+       held logits, (streams, vocab_size). */
     int (*copy)(void *self, Which which, real *host, int to_device);
 
     void (*close)(void *self);
@@ -1462,7 +1466,7 @@ extern "C"
 int cuda_backend(Backend *backend, const Model *m, const char *dtype, int train, int lean); /* in mamba.cu */
 #endif
 
-/* Reals in the state of `streams` streams: the same at every position, which is the point of a recurrent model. */
+/* Reals in STATE: as many at every position, which is the point of a recurrent model. */
 static size_t state_size(const Config *c, int streams) {
     return ((size_t)c->n_layer * state_stride(c) + (size_t)c->vocab_size) * streams;
 }
@@ -1496,8 +1500,8 @@ static int cpu_layout(Cpu *cpu, int batch, int len, int train) {
         cpu->batch = 0, cpu->acts_size = 0;
         cpu->acts_memory = (real *)allocate(table.size, sizeof(real));
         if (cpu->acts_memory == NULL)
-            return fail("out of memory: batch %d x len %d needs %.0f MiB of activations; try a smaller batch", batch, len,
-                        table.size * sizeof(real) / 1048576.0);
+            return fail("out of memory: batch %d x len %d needs %.0f MiB of activations; try a smaller batch", batch,
+                        len, table.size * sizeof(real) / 1048576.0);
         cpu->acts_size = table.size;
     }
     memset(&table, 0, sizeof table);
@@ -1522,9 +1526,10 @@ static int cpu_gradient(void *self, const int *tokens, const int *targets, int b
 static int cpu_update(void *self, const AdamW *adamw, double lr, long step, double *loss, double *norm) {
     Cpu *cpu = (Cpu *)self;
     Model *m = &cpu->model;
-    double before = adamw_step(m->tensor, m->n_tensor, m->weights, cpu->grads, cpu->moment1, cpu->moment2, m->n_param, adamw, lr, step);
+    double unclipped = adamw_step(m->tensor, m->n_tensor, m->weights, cpu->grads, cpu->moment1, cpu->moment2,
+                                  m->n_param, adamw, lr, step);
     if (loss != NULL) *loss = cpu->loss;
-    if (norm != NULL) *norm = before;
+    if (norm != NULL) *norm = unclipped;
     cpu->loss = 0;
     return 0;
 }
@@ -1548,11 +1553,13 @@ static int cpu_reset(void *self, int streams) {
 }
 
 /* Feeds tokens (streams, len) piece by piece. loss: NULL, or targets are compared; logits: NULL, or the last or all. */
-static int cpu_feed(Cpu *cpu, const int *tokens, const int *targets, int len, real *logits, int all, double *loss, long *n_correct) {
+static int cpu_feed(Cpu *cpu, const int *tokens, const int *targets, int len, real *logits, int all, double *loss,
+                    long *n_correct) {
     const Config *c = &cpu->model.config;
     const Params *p = &cpu->model.params;
     Acts *a = &cpu->acts;
-    int streams = cpu->streams, D = c->d_model, V = c->vocab_size, step = PIECE_ROWS / streams > 1 ? PIECE_ROWS / streams : 1;
+    int streams = cpu->streams, dim = c->d_model, vocab_size = c->vocab_size;
+    int step = PIECE_ROWS / streams > 1 ? PIECE_ROWS / streams : 1;
     double sum = 0;
     long n = 0, right = 0;
     for (int first = 0; first < len; first += step) {
@@ -1570,11 +1577,13 @@ static int cpu_feed(Cpu *cpu, const int *tokens, const int *targets, int len, re
             n += n_part, right += right_part;
         }
         for (int b = 0; logits != NULL && all && b < streams; b++)
-            linear_forward(logits + ((size_t)b * len + first) * V, a->normed + (size_t)b * part * D, D, p->head, NULL, part, D, V);
-        if (first + part == len) /* the last positions are part rows apart */
-            linear_forward(cpu->held, a->normed + (size_t)(part - 1) * D, (size_t)part * D, p->head, NULL, streams, D, V);
+            linear_forward(logits + ((size_t)b * len + first) * vocab_size, a->normed + (size_t)b * part * dim, dim,
+                           p->head, NULL, part, dim, vocab_size);
+        if (first + part == len) /* the streams' last positions are `part` rows apart */
+            linear_forward(cpu->held, a->normed + (size_t)(part - 1) * dim, (size_t)part * dim, p->head, NULL, streams,
+                           dim, vocab_size);
     }
-    if (logits != NULL && !all) memcpy(logits, cpu->held, (size_t)streams * V * sizeof *logits);
+    if (logits != NULL && !all) memcpy(logits, cpu->held, (size_t)streams * vocab_size * sizeof *logits);
     if (loss != NULL) *loss = n > 0 ? sum / n : 0;
     if (n_correct != NULL) *n_correct = right;
     return 0;
@@ -1591,10 +1600,10 @@ static int cpu_evaluate(void *self, const int *tokens, const int *targets, int l
 static int cpu_generate(void *self, int *out, int n, Sampler *sampler) {
     Cpu *cpu = (Cpu *)self;
     for (int i = 0; i < n; i++) {
-        int *next = cpu->next;
-        for (int b = 0; b < cpu->streams; b++)
-            next[b] = out[(size_t)b * n + i] = sample(&sampler[b], cpu->held + (size_t)b * cpu->model.config.vocab_size);
-        if (cpu_feed(cpu, next, NULL, 1, NULL, 0, NULL, NULL) != 0) return -1;
+        const real *logits = cpu->held;
+        for (int b = 0; b < cpu->streams; b++, logits += cpu->model.config.vocab_size)
+            cpu->next[b] = out[(size_t)b * n + i] = sample(&sampler[b], logits);
+        if (cpu_feed(cpu, cpu->next, NULL, 1, NULL, 0, NULL, NULL) != 0) return -1;
     }
     return 0;
 }
@@ -1655,8 +1664,9 @@ static int cpu_backend(Backend *backend, const Model *m, int threads, int train)
     backend->device = "cpu";
     snprintf(backend->description, sizeof backend->description, "cpu, %d thread%s", threads, threads == 1 ? "" : "s");
     backend->config = *c, backend->self = cpu;
-    backend->gradient = cpu_gradient, backend->update = cpu_update, backend->evaluate = cpu_evaluate, backend->reset = cpu_reset;
-    backend->forward = cpu_forward, backend->generate = cpu_generate, backend->copy = cpu_copy, backend->close = cpu_close;
+    backend->gradient = cpu_gradient, backend->update = cpu_update, backend->evaluate = cpu_evaluate;
+    backend->reset = cpu_reset, backend->forward = cpu_forward, backend->generate = cpu_generate;
+    backend->copy = cpu_copy, backend->close = cpu_close;
     return 0;
 }
 
