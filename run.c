@@ -13,6 +13,7 @@
 
 enum {
     MAX_SAMPLES = 256,
+    AHEAD = 16,                    /* tokens that a GPU makes at a time; those after the end are not heard */
     MAX_RECENT = 1024,             /* ids that the repetition penalty can look back */
     MAX_HELD = 1024,               /* bytes of text that can be held back, so the stop text is shorter */
     TEXT_BLOCK = 1 << 16,          /* bytes of a file that --perplexity takes at a time */
@@ -518,18 +519,21 @@ static int take(const Run *r, Stream *s, int id) {
 
 /* Samples all streams until each has ended. One alone is printed as it comes. */
 static int generate(Run *r) {
-    int n_active = r->n_stream, next[MAX_SAMPLES];
+    int n_active = r->n_stream, next[MAX_SAMPLES * AHEAD];
+    int ahead = strcmp(r->backend.device, "cuda") == 0 && !o.interactive && o.save_state == NULL ? AHEAD : 1;
     double began = seconds();
     for (int b = 0; b < r->n_stream; b++) r->stream[b].done = 0;
     if (r->n_stream == 1 && print_stream(&r->stream[0]) != 0) return -1;
-    for (long long i = 0; n_active > 0 && (o.n < 0 || i < o.n); i++) {
-        if (r->backend.generate(r->backend.self, next, 1, r->sampler) != 0) return -1;
-        for (int b = 0; b < r->n_stream; b++) {
-            Stream *s = &r->stream[b];
-            if (s->done) continue; /* its stream goes on unheard */
-            if ((s->done = take(r, s, next[b])) < 0) return -1;
-            n_active -= s->done, r->n_generated++;
-        }
+    for (long long i = 0; n_active > 0 && (o.n < 0 || i < o.n); i += ahead) {
+        if (o.n >= 0 && o.n - i < ahead) ahead = (int)(o.n - i);
+        if (r->backend.generate(r->backend.self, next, ahead, r->sampler) != 0) return -1;
+        for (int k = 0; k < ahead; k++)
+            for (int b = 0; b < r->n_stream; b++) {
+                Stream *s = &r->stream[b];
+                if (s->done) continue; /* its stream goes on unheard */
+                if ((s->done = take(r, s, next[b * ahead + k])) < 0) return -1;
+                n_active -= s->done, r->n_generated++;
+            }
         if (r->n_stream == 1 && print_stream(&r->stream[0]) != 0) return -1;
     }
     r->generate_seconds += seconds() - began;
