@@ -86,7 +86,10 @@
 #endif
 typedef MAMBA_REAL real;
 
-/* 2. CONFIG AND MEMORY ========================================================================================= */
+/* 2. CONFIG AND MEMORY =========================================================================================
+
+   Errors, threads and memory in general; then Config, the shape of a model; then Table, which says what lies where in a
+   flat array of numbers, and with it Model, the parameters; then their first values. */
 
 /* The message of the last error. A function that can fail returns -1 (or NULL) after fail(...); a program prints the
    message and exits. Nothing in this file prints or exits. (With a GPU this file is part of two objects, the program's
@@ -667,14 +670,14 @@ static void embedding_backward(real *dW, const real *dy, const int *tokens, int 
 static void rmsnorm_forward(real *y, real *r, const real *x, const real *w, int rows, int dim, double eps) {
     PARALLEL_FOR
     for (int row = 0; row < rows; row++) {
-        const real *xr = x + (size_t)row * dim;
+        const real *x_row = x + (size_t)row * dim;
         lanes sum = zero_lanes;
         for (int i = 0; i < dim; i += LANES) {
-            lanes xi = lanes_load(xr + i, dim - i);
+            lanes xi = lanes_load(x_row + i, dim - i);
             sum += xi * xi;
         }
         r[row] = (real)(1 / sqrt(lanes_sum(sum) / dim + eps));
-        for (int i = 0; i < dim; i++) y[(size_t)row * dim + i] = xr[i] * r[row] * w[i];
+        for (int i = 0; i < dim; i++) y[(size_t)row * dim + i] = x_row[i] * r[row] * w[i];
     }
 }
 
@@ -685,14 +688,14 @@ static void rmsnorm_backward(real *dx, real *dw, const real *dy, const real *x, 
                              int dim) {
     PARALLEL_FOR
     for (int row = 0; row < rows; row++) {
-        const real *xr = x + (size_t)row * dim, *dyr = dy + (size_t)row * dim;
+        const real *x_row = x + (size_t)row * dim, *dy_row = dy + (size_t)row * dim;
         lanes sum = zero_lanes;
         real mean;
         for (int i = 0; i < dim; i += LANES)
-            sum += lanes_load(dyr + i, dim - i) * lanes_load(w + i, dim - i) * lanes_load(xr + i, dim - i);
+            sum += lanes_load(dy_row + i, dim - i) * lanes_load(w + i, dim - i) * lanes_load(x_row + i, dim - i);
         mean = lanes_sum(sum) / dim;
         for (int i = 0; i < dim; i++)
-            dx[(size_t)row * dim + i] += r[row] * (dyr[i] * w[i] - xr[i] * r[row] * r[row] * mean);
+            dx[(size_t)row * dim + i] += r[row] * (dy_row[i] * w[i] - x_row[i] * r[row] * r[row] * mean);
     }
     PARALLEL_FOR
     for (int i = 0; i < dim; i += LANES) {
@@ -766,18 +769,19 @@ static void conv_forward(real *u, const real *x, size_t ldx, const real *w, cons
     PARALLEL_FOR
     for (int i = 0; i < batch * blocks; i++) {
         int b = i / blocks, d = i % blocks * LANES, width = d_inner - d;
-        const real *xb = x + (size_t)b * len * ldx + d, *fromb = from + b * ldstate + d;
+        const real *x_b = x + (size_t)b * len * ldx + d, *from_b = from + b * ldstate + d;
         lanes tap[MAX_CONV], bias_d = bias != NULL ? lanes_load(bias + d, width) : zero_lanes;
         lanes_taps(tap, w + (size_t)d * d_conv, width, d_conv);
         for (int t = 0; t < len; t++) {
             lanes s = bias_d;
             for (int k = 0; k < d_conv; k++)
-                s += tap[k] * lanes_load(conv_input(xb, ldx, fromb, t - (d_conv - 1) + k, d_inner, d_conv), width);
+                s += tap[k] * lanes_load(conv_input(x_b, ldx, from_b, t - (d_conv - 1) + k, d_inner, d_conv), width);
             lanes_store(u + ((size_t)b * len + t) * d_inner + d, lanes_silu(s), width);
         }
-        for (int k = 0; to != NULL && k < d_conv - 1; k++) /* if to == from, nothing is overwritten before it is read */
-            lanes_store(to + b * ldstate + d + (size_t)k * d_inner,
-                        lanes_load(conv_input(xb, ldx, fromb, len - (d_conv - 1) + k, d_inner, d_conv), width), width);
+        for (int k = 0; to != NULL && k < d_conv - 1; k++) { /* where to == from, k is read from k + len */
+            const real *last = conv_input(x_b, ldx, from_b, len - (d_conv - 1) + k, d_inner, d_conv);
+            lanes_store(to + b * ldstate + (size_t)k * d_inner + d, lanes_load(last, width), width);
+        }
     }
 }
 
@@ -796,20 +800,20 @@ static void conv_backward(real *dx, real *dw, real *dbias, const real *du, const
         memset(dtap, 0, sizeof dtap);
         for (int i = 0; i < batch * len; i++) {
             int b = i / len, t = i % len;
-            const real *xb = x + (size_t)b * len * ldx + d, *fromb = from + b * ldstate + d;
-            real *dxb = dx + (size_t)b * len * ldx + d;
+            const real *x_b = x + (size_t)b * len * ldx + d, *from_b = from + b * ldstate + d;
+            real *dx_b = dx + (size_t)b * len * ldx + d;
             lanes s = bias_d, ds, input[MAX_CONV];
             for (int k = 0; k < d_conv; k++) {
-                input[k] = lanes_load(conv_input(xb, ldx, fromb, t - (d_conv - 1) + k, d_inner, d_conv), width);
+                input[k] = lanes_load(conv_input(x_b, ldx, from_b, t - (d_conv - 1) + k, d_inner, d_conv), width);
                 s += tap[k] * input[k];
             }
             ds = lanes_load(du + (size_t)i * d_inner + d, width) * lanes_silu_slope(s);
             dbias_d += ds;
             for (int k = 0; k < d_conv; k++) { /* position t is the source of step t first, so that step sets its dx */
                 int source = t - (d_conv - 1) + k;
-                lanes before = source < t && source >= 0 ? lanes_load(dxb + source * ldx, width) : zero_lanes;
+                lanes before = source < t && source >= 0 ? lanes_load(dx_b + source * ldx, width) : zero_lanes;
                 dtap[k] += ds * input[k];
-                if (source >= 0) lanes_store(dxb + source * ldx, before + tap[k] * ds, width);
+                if (source >= 0) lanes_store(dx_b + source * ldx, before + tap[k] * ds, width);
             }
         }
         for (int k = 0; k < d_conv; k++)
@@ -1169,23 +1173,24 @@ static void model_backward(const Params *g, Acts *a, const Params *p, const Conf
 
 /* 5. LOSS AND OPTIMISER ======================================================================================== */
 
-/* Cross entropy of a row: loss = log(sum_j exp(logit_j)) - logit_target, in nats. Where dscale is not 0 the logits
-   become their gradient, dscale (softmax(logits) - one_hot(target)). A negative target has loss and gradient 0. */
-static real cross_entropy(real *logits, int target, int vocab_size, double dscale, int *correct) {
+/* Cross entropy of a row: loss = log(sum_j exp(logit_j)) - logit_target, in nats. The logits are overwritten; where
+   dloss, the gradient by this loss, is not 0, by their gradient, dloss (softmax(logits) - one_hot(target)). A negative
+   target has loss and gradient 0. *correct: whether no logit is larger than the target's.     logits: (vocab_size) */
+static real cross_entropy(real *logits, int target, int vocab_size, double dloss, int *correct) {
     real top = logits[0], total, loss;
     for (int j = 1; j < vocab_size; j++) top = logits[j] > top ? logits[j] : top;
     *correct = target >= 0 && logits[target] == top;
     if (target < 0) {
-        if (dscale != 0) memset(logits, 0, vocab_size * sizeof *logits);
+        if (dloss != 0) memset(logits, 0, vocab_size * sizeof *logits);
         return 0;
     }
     loss = top - logits[target];
     for (int j = 0; j < vocab_size; j += LANES)
         lanes_store(logits + j, lanes_exp(lanes_load(logits + j, vocab_size - j) - top), vocab_size - j);
     total = sum_of(logits, vocab_size);
-    if (dscale != 0) {
-        for (int j = 0; j < vocab_size; j++) logits[j] *= (real)dscale / total;
-        logits[target] -= (real)dscale;
+    if (dloss != 0) {
+        for (int j = 0; j < vocab_size; j++) logits[j] *= (real)dloss / total;
+        logits[target] -= (real)dloss;
     }
     return loss + (real)log(total);
 }
@@ -1279,7 +1284,11 @@ static double adamw_step(const Tensor *tensor, int n_tensor, real *weights, real
     return norm;
 }
 
-/* 6. GENERATION ================================================================================================ */
+/* 6. GENERATION ================================================================================================
+
+   A step is model_forward with length 1: it takes the states that the tokens before have left, and leaves new ones. The
+   head's logits go to a sampler, and the token that it draws is the input of the next step. First comes the sampler,
+   then Backend, what a program needs of a model wherever that is, then the backend that is this file. */
 
 /* An id that may be drawn; weight: its probability over that of the most probable one. */
 typedef struct { double weight; real logit; int id; } Candidate;
@@ -1298,7 +1307,7 @@ typedef struct {
     double temperature, top_p, min_p, repetition_penalty;
     int top_k, n_vocab, banned;    /* banned: an id that is never sampled, or -1 */
     int penalty_window;
-    int *history;                  /* (penalty_window) ring of the last ids; the next goes to n_history modulo its size */
+    int *history;                  /* (penalty_window) ring of the last ids; the next goes to n_history % its size */
     int n_history;                 /* counts up to 2 * penalty_window, then on from penalty_window: no overflow */
     uint64_t rng;
     Candidate *candidate;          /* (vocab_size) scratch */
@@ -2267,9 +2276,9 @@ static int tokenizer_save(const Tokenizer *t, const char *path) {
     return failed;
 }
 
-/* 8. FILES ===================================================================================================== */
+/* 8. FILES =====================================================================================================
 
-/* A checkpoint is a directory that Transformers loads too: config.json, the shape of the model, and model.safetensors,
+   A checkpoint is a directory that Transformers loads too: config.json, the shape of the model, and model.safetensors,
    its weights, or shards of them that model.safetensors.index.json lists. No file is trusted: what it says of lengths
    is compared with the config and with the file's own length before memory is allocated for it. */
 
