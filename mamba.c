@@ -778,7 +778,7 @@ static void conv_forward(real *u, const real *x, size_t ldx, const real *w, cons
                 s += tap[k] * lanes_load(conv_input(x_b, ldx, from_b, t - (d_conv - 1) + k, d_inner, d_conv), width);
             lanes_store(u + ((size_t)b * len + t) * d_inner + d, lanes_silu(s), width);
         }
-        for (int k = 0; to != NULL && k < d_conv - 1; k++) { /* where to == from, k is read from k + len */
+        for (int k = 0; to != NULL && k < d_conv - 1; k++) { /* row k is row k + len of old, or from x: to may be from */
             const real *last = conv_input(x_b, ldx, from_b, len - (d_conv - 1) + k, d_inner, d_conv);
             lanes_store(to + b * ldstate + (size_t)k * d_inner + d, lanes_load(last, width), width);
         }
@@ -1117,6 +1117,7 @@ static void block_forward(real *out, const real *x, const BlockParams *p, BlockA
     scan_forward(k->y, k->kept, k->u, k->delta, B, C, width, p->A_log, p->D, from + h_at, to != NULL ? to + h_at : NULL,
                  ldstate, batch, len, inner, c->d_state);
     gate_forward(a->gated, k->y, z, 2 * inner, rows, inner);
+    /* normed is done with: mixed takes its place */
     linear_forward(mixed, a->gated, inner, p->out_proj, p->out_bias, rows, inner, dim);
     add_forward(out, x, mixed, (size_t)rows * dim);
 }
@@ -1130,7 +1131,7 @@ static void block_backward(const BlockParams *g, const BlockParams *p, const Blo
     real *ddt = a->ddbc, *dB = ddt + c->dt_rank, *dC = dB + c->d_state, *dz = a->dxz + inner, *dy = a->dgated;
     gate_forward(a->gated, k->y, z, 2 * inner, rows, inner);
     linear_backward(a->dgated, g->out_proj, g->out_bias, a->dx, a->gated, inner, p->out_proj, rows, inner, dim, 0);
-    gate_backward(a->dgated, dz, k->y, z, 2 * inner, rows, inner);
+    gate_backward(a->dgated, dz, k->y, z, 2 * inner, rows, inner); /* a->dgated is dy now */
     scan_backward(a->du, a->ddelta, dB, dC, g->A_log, g->D, a->part_BC, a->part_A, a->work, dy, k->kept, k->u, k->delta,
                   B, C, width, p->A_log, p->D, batch, len, inner, c->d_state);
     delta_backward(a->ddelta, g->dt_bias, k->delta, rows, inner);
