@@ -778,7 +778,7 @@ static void conv_forward(real *u, const real *x, size_t ldx, const real *w, cons
                 s += tap[k] * lanes_load(conv_input(x_b, ldx, from_b, t - (d_conv - 1) + k, d_inner, d_conv), width);
             lanes_store(u + ((size_t)b * len + t) * d_inner + d, lanes_silu(s), width);
         }
-        for (int k = 0; to != NULL && k < d_conv - 1; k++) { /* row k is row k + len of old, or from x: to may be from */
+        for (int k = 0; to != NULL && k < d_conv - 1; k++) { /* it was row k + len, or is in x: to may be from */
             const real *last = conv_input(x_b, ldx, from_b, len - (d_conv - 1) + k, d_inner, d_conv);
             lanes_store(to + b * ldstate + (size_t)k * d_inner + d, lanes_load(last, width), width);
         }
