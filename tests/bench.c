@@ -1,6 +1,6 @@
-/* Speed on this machine, each figure beside the limit measured in the same run: decoding beside the speed of reading the weights,
-   prompts and training beside the matrix products alone at peak. Medians; the limits are measured between the runs, because clocks and
-   neighbours change from one second to the next.
+/* Speed on this machine, each figure beside the limit measured in the same run: decoding beside the speed of reading
+   the weights, prompts and training beside the matrix products alone at peak. Medians; the limits are measured between
+   the runs, because clocks and neighbours change from one second to the next.
 
    SPDX-License-Identifier: MIT */
 #include "../mamba.c"
@@ -97,13 +97,14 @@ static int bench_inference(void) {
         if (b.generate(b.self, out, NEW, &s) != 0) return -1;
         decode[run] = NEW / (seconds() - start);
     }
-    double limit = median(read, RUNS) / (4 * product_weights(&m.config)), head = (double)m.config.d_model * m.config.vocab_size;
+    double limit = median(read, RUNS) / (4 * product_weights(&m.config)),
+           head = (double)m.config.d_model * m.config.vocab_size;
     double prompt_limit = median(flops, RUNS) / (2 * (product_weights(&m.config) - head));
     printf("130m: d_model 768, 24 layers, vocab 50280, %s\n", b.description);
-    printf("  decode            %10.1f tokens/s   limit %10.1f (reading weights, %.1f GB/s)   share %.2f\n", median(decode, RUNS), limit,
-           median(read, RUNS) / 1e9, median(decode, RUNS) / limit);
-    printf("  prompt of %d     %10.1f tokens/s   limit %10.1f (multiply-adds, %.1f GFLOP/s) share %.2f\n", PROMPT, median(prompt, RUNS),
-           prompt_limit, median(flops, RUNS) / 1e9, median(prompt, RUNS) / prompt_limit);
+    printf("  decode            %10.1f tokens/s   limit %10.1f (reading weights, %.1f GB/s)   share %.2f\n",
+           median(decode, RUNS), limit, median(read, RUNS) / 1e9, median(decode, RUNS) / limit);
+    printf("  prompt of %d     %10.1f tokens/s   limit %10.1f (multiply-adds, %.1f GFLOP/s) share %.2f\n", PROMPT,
+           median(prompt, RUNS), prompt_limit, median(flops, RUNS) / 1e9, median(prompt, RUNS) / prompt_limit);
     b.close(b.self);
     sampler_free(&s);
     model_free(&m);
@@ -126,8 +127,10 @@ static int bench_training(int d_model, int n_layer, int vocab_size, int batch, i
         if (run >= 0) speed[run] = rows / (seconds() - start), flops[run] = peak;
     }
     limit = median(flops, RUNS) / (6 * product_weights(&m.config));
-    printf("train d_model %d, %d layers, vocab %d, %d x %d\n  step              %10.0f tokens/s   limit %10.0f (matrix products at peak)"
-           "             share %.2f\n", d_model, n_layer, vocab_size, batch, len, median(speed, RUNS), limit, median(speed, RUNS) / limit);
+    printf("train d_model %d, %d layers, vocab %d, %d x %d\n  step              %10.0f tokens/s   limit %10.0f (matrix "
+           "products at peak)"
+           "             share %.2f\n",
+           d_model, n_layer, vocab_size, batch, len, median(speed, RUNS), limit, median(speed, RUNS) / limit);
     b.close(b.self);
     release(ids);
     model_free(&m);
@@ -135,7 +138,8 @@ static int bench_training(int d_model, int n_layer, int vocab_size, int batch, i
 }
 
 int main(void) {
-    if (bench_inference() == 0 && bench_training(128, 4, 512, 8, 256) == 0 && bench_training(256, 6, 4096, 4, 512) == 0) return 0;
+    if (bench_inference() == 0 && bench_training(128, 4, 512, 8, 256) == 0 && bench_training(256, 6, 4096, 4, 512) == 0)
+        return 0;
     printf("bench: %s\n", error_message);
     return 1;
 }

@@ -26,8 +26,8 @@ static double difference(Backend *b, double *w, const int *tokens, const int *ta
     return (4 * d[1] - d[0]) / 3;
 }
 
-/* The largest relative error over the tensors: |difference - gradient| / |gradient|, norms over all the tensor's elements.
-   plant: the row of a tensor whose gradient is made wrong by a factor first, or -1. */
+/* The largest relative error over the tensors: |difference - gradient| / |gradient|, norms over all the tensor's
+   elements. plant: the row of a tensor whose gradient is made wrong by a factor first, or -1. */
 static double worst_error(Config c, int batch, int len, int plant) {
     Model m;
     Backend b;
@@ -44,7 +44,8 @@ static double worst_error(Config c, int batch, int len, int plant) {
         targets[i] = i % 5 == 3 ? -1 : (int)(random_bits(&rng) % c.vocab_size);
     }
     cpu = (Cpu *)b.self;
-    CHECK(b.gradient(b.self, tokens, targets, batch, len, 0.5) == 0 && b.gradient(b.self, tokens, targets, batch, len, 0.5) == 0);
+    CHECK(b.gradient(b.self, tokens, targets, batch, len, 0.5) == 0 &&
+          b.gradient(b.self, tokens, targets, batch, len, 0.5) == 0);
     for (int i = 0; i < m.n_tensor; i++) {
         double *w = m.weights + m.tensor[i].offset, *g = cpu->grads + m.tensor[i].offset, error = 0, norm = 0;
         for (size_t j = 0; j < m.tensor[i].size; j++) {
@@ -69,8 +70,9 @@ int main(void) {
     CHECK(worst_error(c, 3, 4, -1) < 1e-7);
     c = base, c.d_state = 1, c.d_conv = 1, c.n_layer = 1, c.expand = 1, c.dt_rank = 1;
     CHECK(worst_error(c, 1, 9, -1) < 1e-7);
-    c = base, c.d_model = 9, c.d_state = 3, c.n_layer = 1, c.conv_bias = 1; /* 18 channels: one block of lanes and two more */
-    CHECK(worst_error(c, 1, 35, -1) < 1e-7);                                 /* three chunks of the scan */
+    /* 18 channels: one block of lanes and two more; 35 steps: three chunks of the scan */
+    c = base, c.d_model = 9, c.d_state = 3, c.n_layer = 1, c.conv_bias = 1;
+    CHECK(worst_error(c, 1, 35, -1) < 1e-7);
     for (int plant = 0; plant < 12; plant++) CHECK(worst_error(base, 2, 5, plant) > 5e-5);
     return check_report();
 }

@@ -1,5 +1,5 @@
-/* The model through its backend: one pass equals any split with the state passed on, threads do not change a bit, streams
-   do not touch each other, training learns. The gradients themselves are in test_gradients.c.
+/* The model through its backend: one pass equals any split with the state passed on, threads do not change a bit,
+   streams do not touch each other, training learns. The gradients themselves are in test_gradients.c.
 
    SPDX-License-Identifier: MIT */
 #include "../mamba.c"
@@ -135,7 +135,8 @@ static void test_loss(void) {
     CHECK(backend.reset(backend.self, 1) == 0 && backend.forward(backend.self, tokens, LEN, logits, 1) == 0);
     for (int t = 0; t < LEN; t++) {
         double sum = 0, most = logits[t * VOCAB];
-        for (int j = 0; j < VOCAB; j++) sum += exp((double)logits[t * VOCAB + j]), most = fmax(most, logits[t * VOCAB + j]);
+        for (int j = 0; j < VOCAB; j++)
+            sum += exp((double)logits[t * VOCAB + j]), most = fmax(most, logits[t * VOCAB + j]);
         if (targets[t] < 0) continue;
         by_hand += log(sum) - logits[t * VOCAB + targets[t]], n++;
         best_hits += logits[t * VOCAB + targets[t]] == most;
