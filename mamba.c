@@ -405,14 +405,25 @@ static void model_init(Model *m, uint64_t seed) {
    First come tools, which may be taken on trust: numbers side by side (lanes), exp and what is made of it, the matrix
    product. The layers begin at add_forward. */
 
-enum { LANES = 16, MAX_STATE = 256, MAX_CONV = 8 };
+/* A vector register: the bytes it holds, and how many rows of a matrix product's tile (below) fit in all of them. */
+#if defined(__AVX512F__)
+enum { VECTOR_BYTES = 64, TILE_ROWS = 8 };
+#elif defined(__AVX__)
+enum { VECTOR_BYTES = 32, TILE_ROWS = 4 };
+#elif defined(__aarch64__)
+enum { VECTOR_BYTES = 16, TILE_ROWS = 8 };
+#else
+enum { VECTOR_BYTES = 16, TILE_ROWS = 4 };
+#endif
+
+enum { LANES = VECTOR_BYTES / sizeof(real), MAX_STATE = 256, MAX_CONV = 8 };
 
 static int min_int(int a, int b) { return a < b ? a : b; }
 
-/* LANES reals side by side. Channels are independent nearly everywhere, so loops over them take LANES at a time, one in
-   each lane of the vector registers; arithmetic on this type is lane by lane. The compiler cuts it to the registers it
-   has. */
-typedef real lanes __attribute__((vector_size(LANES * sizeof(real))));
+/* LANES reals side by side in a register. Channels are independent nearly everywhere, so loops over them take LANES at
+   a time, one in each lane; arithmetic on this type is lane by lane. vec: the same, from any place in memory. */
+typedef real lanes __attribute__((vector_size(VECTOR_BYTES)));
+typedef real vec __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(real)), may_alias));
 static const lanes zero_lanes = {0};
 typedef __typeof__(zero_lanes < zero_lanes) lane_bits; /* integers as wide as a real; a comparison gives -1 or 0 */
 
@@ -501,23 +512,9 @@ static inline lanes lanes_silu_slope(lanes x) {
     return s * (1 + x * (1 - s));
 }
 
-/* A register of reals, which in memory may start at any real. (`lanes` may take several registers; what follows must
-   know how much they hold.) TILE_ROWS by TILE_VECS sums and the operands of a step fit in the registers. */
-#if defined(__AVX512F__)
-enum { VEC_BYTES = 64, TILE_ROWS = 8 };
-#elif defined(__AVX__)
-enum { VEC_BYTES = 32, TILE_ROWS = 4 };
-#elif defined(__aarch64__)
-enum { VEC_BYTES = 16, TILE_ROWS = 8 };
-#else
-enum { VEC_BYTES = 16, TILE_ROWS = 4 };
-#endif
-typedef real vec __attribute__((vector_size(VEC_BYTES), aligned(sizeof(real)), may_alias));
-
 enum {
-    VEC_LANES = VEC_BYTES / sizeof(real),
     TILE_VECS = 3,
-    TILE_COLS = TILE_VECS * VEC_LANES,
+    TILE_COLS = TILE_VECS * LANES,
     BLOCK_K = 1024 / sizeof(real), /* so long a panel of B, TILE_COLS wide, stays in the first cache */
     BLOCK_N = 3072,                /* columns of B packed at a time */
     UNIT_ROWS = 64,                /* rows of A that a thread works on with one panel */
@@ -525,21 +522,21 @@ enum {
     PREFETCH = 8192 / sizeof(real) /* how far ahead matvec asks for weights */
 };
 
-/* Packs up to VEC_LANES columns of B, k long, as panel[p][column]. Lanes past the last column repeat it; what comes of
+/* Packs up to LANES columns of B, k long, as panel[p][column]. Lanes past the last column repeat it; what comes of
    them is not stored. Where columns are contiguous, squares are transposed in registers. */
 static void pack(real *panel, const real *B, size_t b_row, size_t b_col, int cols, int k) {
     int p = 0;
     if (b_row == 1)
-        for (; p + VEC_LANES <= k; p += VEC_LANES) {
-            vec column[VEC_LANES];
-            for (int j = 0; j < VEC_LANES; j++) column[j] = *(const vec *)&B[p + min_int(j, cols - 1) * b_col];
-            for (int i = 0; i < VEC_LANES; i++)
-                for (int j = 0; j < VEC_LANES; j++) panel[(p + i) * VEC_LANES + j] = column[j][i];
+        for (; p + LANES <= k; p += LANES) {
+            vec column[LANES];
+            for (int j = 0; j < LANES; j++) column[j] = *(const vec *)&B[p + min_int(j, cols - 1) * b_col];
+            for (int i = 0; i < LANES; i++)
+                for (int j = 0; j < LANES; j++) panel[(p + i) * LANES + j] = column[j][i];
         }
-    else if (b_col == 1 && cols == VEC_LANES)
-        for (; p < k; p++) *(vec *)&panel[p * VEC_LANES] = *(const vec *)&B[p * b_row];
+    else if (b_col == 1 && cols == LANES)
+        for (; p < k; p++) *(vec *)&panel[p * LANES] = *(const vec *)&B[p * b_row];
     for (; p < k; p++)
-        for (int j = 0; j < VEC_LANES; j++) panel[p * VEC_LANES + j] = B[p * b_row + min_int(j, cols - 1) * b_col];
+        for (int j = 0; j < LANES; j++) panel[p * LANES + j] = B[p * b_row + min_int(j, cols - 1) * b_col];
 }
 
 /* A tile of C, TILE_ROWS by n vectors of which only `rows` and `cols` are there, = or += rows of A times n packed
@@ -552,15 +549,15 @@ static inline void tile(real *C, size_t ldc, const real *A, size_t a_row, size_t
     for (int i = 0; i < TILE_ROWS; i++) {
         int row = min_int(i, rows - 1);
         a[i] = A + row * a_row;
-        for (int v = 0; v < n; v++) __builtin_prefetch(&C[row * ldc + v * VEC_LANES], 1);
+        for (int v = 0; v < n; v++) __builtin_prefetch(&C[row * ldc + v * LANES], 1);
     }
     for (int p = 0; p < k; p++)
         for (int i = 0; i < TILE_ROWS; i++)
-            for (int v = 0; v < n; v++) sum[i][v] += a[i][p * a_col] * *(const vec *)&B[(v * k + p) * VEC_LANES];
-    if (rows >= TILE_ROWS && cols >= n * VEC_LANES) {
+            for (int v = 0; v < n; v++) sum[i][v] += a[i][p * a_col] * *(const vec *)&B[(v * k + p) * LANES];
+    if (rows >= TILE_ROWS && cols >= n * LANES) {
         for (int i = 0; i < TILE_ROWS; i++)
             for (int v = 0; v < n; v++) {
-                vec *c = (vec *)&C[i * ldc + v * VEC_LANES];
+                vec *c = (vec *)&C[i * ldc + v * LANES];
                 if (add) sum[i][v] += *c;
                 *c = sum[i][v];
             }
@@ -568,7 +565,7 @@ static inline void tile(real *C, size_t ldc, const real *A, size_t a_row, size_t
         real part[TILE_ROWS][TILE_COLS];
         memcpy(part, sum, sizeof part);
         for (int i = 0; i < min_int(rows, TILE_ROWS); i++)
-            for (int j = 0; j < min_int(cols, n * VEC_LANES); j++)
+            for (int j = 0; j < min_int(cols, n * LANES); j++)
                 C[i * ldc + j] = add ? C[i * ldc + j] + part[i][j] : part[i][j];
     }
 }
@@ -579,19 +576,19 @@ static inline void tile(real *C, size_t ldc, const real *A, size_t a_row, size_t
    p in the same order wherever it lies, so the bits do not depend on threads. One product at a time, for B_pack. */
 static void matmul(real *C, size_t ldc, const real *A, size_t a_row, size_t a_col, const real *B, size_t b_row,
                    size_t b_col, int m, int n, int k, int accumulate) {
-    static real B_pack[BLOCK_N * BLOCK_K] __attribute__((aligned(VEC_BYTES)));
+    static real B_pack[BLOCK_N * BLOCK_K] __attribute__((aligned(VECTOR_BYTES)));
     if (k == 0 && !accumulate)
         for (int i = 0; i < m; i++) memset(C + i * ldc, 0, n * sizeof *C);
     for (int j0 = 0; j0 < n; j0 += BLOCK_N)
         for (int p0 = 0; p0 < k; p0 += BLOCK_K) {
             int block_n = min_int(n - j0, BLOCK_N), block_k = min_int(k - p0, BLOCK_K);
-            int panels = (block_n + VEC_LANES - 1) / VEC_LANES, groups = (block_n + TILE_COLS - 1) / TILE_COLS;
+            int panels = (block_n + LANES - 1) / LANES, groups = (block_n + TILE_COLS - 1) / TILE_COLS;
             int units = (m + UNIT_ROWS - 1) / UNIT_ROWS * groups, add = accumulate || p0 > 0;
             PARALLEL_FOR
             for (int panel = 0; panel < panels; panel++) {
-                int j = panel * VEC_LANES;
+                int j = panel * LANES;
                 pack(B_pack + j * block_k, B + p0 * b_row + (j0 + j) * b_col, b_row, b_col,
-                     min_int(block_n - j, VEC_LANES), block_k);
+                     min_int(block_n - j, LANES), block_k);
             }
             PARALLEL_FOR
             for (int unit = 0; unit < units; unit++) {
@@ -601,8 +598,8 @@ static void matmul(real *C, size_t ldc, const real *A, size_t a_row, size_t a_co
                 for (; i < end; i += TILE_ROWS) {
                     const real *a = A + i * a_row + p0 * a_col;
                     real *c = C + i * ldc + j0 + j;
-                    if (cols > 2 * VEC_LANES) tile(c, ldc, a, a_row, a_col, b, 3, end - i, cols, block_k, add);
-                    else if (cols > VEC_LANES) tile(c, ldc, a, a_row, a_col, b, 2, end - i, cols, block_k, add);
+                    if (cols > 2 * LANES) tile(c, ldc, a, a_row, a_col, b, 3, end - i, cols, block_k, add);
+                    else if (cols > LANES) tile(c, ldc, a, a_row, a_col, b, 2, end - i, cols, block_k, add);
                     else tile(c, ldc, a, a_row, a_col, b, 1, end - i, cols, block_k, add);
                 }
             }
@@ -614,16 +611,16 @@ __attribute__((always_inline))
 static inline void matvec_output(real *y, size_t ldy, const real *x, size_t ldx, const real *w, real bias, int n,
                                  int rows, int in) {
     vec sum[MATVEC_ROWS] = {{0}};
-    int vector_in = in / VEC_LANES * VEC_LANES;
-    for (int i = 0; i < vector_in; i += VEC_LANES) {
+    int vector_in = in / LANES * LANES;
+    for (int i = 0; i < vector_in; i += LANES) {
         vec wi = *(const vec *)&w[i];
         __builtin_prefetch(&w[i + PREFETCH]);
         for (int r = 0; r < n; r++) sum[r] += wi * *(const vec *)&x[min_int(r, rows - 1) * ldx + i];
     }
     for (int r = 0; r < min_int(n, rows); r++) {
-        real part[VEC_LANES], tail = bias;
+        real part[LANES], tail = bias;
         memcpy(part, &sum[r], sizeof part);
-        for (int half = VEC_LANES / 2; half > 0; half /= 2)
+        for (int half = LANES / 2; half > 0; half /= 2)
             for (int lane = 0; lane < half; lane++) part[lane] += part[lane + half];
         for (int i = vector_in; i < in; i++) tail += w[i] * x[r * ldx + i];
         y[r * ldy] = part[0] + tail;

@@ -26,20 +26,20 @@ static double median(double *value, int n) {
 
 /* Bytes per second of reading an array that no cache holds, by all threads. */
 static double read_speed(const real *array, size_t n) {
-    enum { PIECES = 256 };
+    enum { PIECES = 256, STEP = 8 * LANES };
     static real sink[PIECES];
     double start = seconds();
     PARALLEL_FOR
     for (int i = 0; i < PIECES; i++) {
-        const real *piece = array + n / PIECES / 128 * 128 * i;
+        const real *piece = array + n / PIECES / STEP * STEP * i;
         lanes sum[8];
         memset(sum, 0, sizeof sum);
-        for (size_t j = 0; j < n / PIECES / 128 * 128; j += 128)
+        for (size_t j = 0; j < n / PIECES / STEP * STEP; j += STEP)
             for (int k = 0; k < 8; k++) sum[k] += lanes_load(piece + j + k * LANES, LANES);
         for (int k = 1; k < 8; k++) sum[0] += sum[k];
         sink[i] += lanes_sum(sum[0]);
     }
-    return (double)(n / PIECES / 128 * 128 * PIECES * sizeof *array) / (seconds() - start);
+    return (double)(n / PIECES / STEP * STEP * PIECES * sizeof *array) / (seconds() - start);
 }
 
 /* Floating-point operations per second of multiply-adds on all threads; 16 independent sums cover the latency. */

@@ -29,7 +29,7 @@ static double difference(Backend *b, double *w, const int *tokens, const int *ta
 /* The largest relative error over the tensors: |difference - gradient| / |gradient|, norms over all the tensor's
    elements. plant: the row of a tensor whose gradient is made wrong by a factor first, or -1. */
 static double worst_error(Config c, int batch, int len, int plant) {
-    Model m;
+    static Model m;
     Backend b;
     Cpu *cpu;
     int tokens[64], targets[64];
