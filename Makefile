@@ -2,12 +2,13 @@
 #
 #   make              ./train and ./run, with the GPU backend if nvcc is found
 #   make demo         train on the built-in stories and sample, in about a minute on two cores
-#   make test         build and run every test
-#   make bench        speed on the CPU, each figure beside the machine's limit; make bench-gpu on the GPU
+#   make test         build and run every test; make test-gpu runs those of mamba.cu on a GPU
+#   make bench        speed, each figure beside the machine's limit; make bench-gpu on a GPU
 #   make vocabulary   train tokenizer.bin again
 #   make clean
 #
-# Variables: CUDA=0 leaves the GPU out, CUDA_ARCH=all builds for every GPU from sm_75 on, OPENMP=0 leaves the threads out.
+# Variables: CUDA=0 leaves the GPU out, CUDA_ARCH=all builds for every GPU from sm_75 on, OPENMP=0 leaves the threads
+# out.
 
 CC     = cc
 CXX    = c++
@@ -25,15 +26,15 @@ THREADS = $(if $(filter 1,$(OPENMP)),-fopenmp,-Wno-unknown-pragmas)
 
 ifeq ($(CUDA),1)
 CUDA_HOME  = $(patsubst %/bin/nvcc,%,$(realpath $(NVCC)))
-NVCCFLAGS  = -std=c++17 -O3 -diag-suppress 128,177 $(GENCODE)
-GENCODE    = $(if $(filter all,$(CUDA_ARCH)),-arch=all-major,$(if $(filter native,$(CUDA_ARCH)),$(NATIVE_ARCH),-arch=$(CUDA_ARCH)))
-NATIVE_ARCH := $(shell nvidia-smi -L >/dev/null 2>&1 && echo -arch=native || echo -arch=sm_75)
+NVCCFLAGS  = -std=c++17 -O3 -diag-suppress 128,177 -arch=$(or $($(CUDA_ARCH)_ARCH),$(CUDA_ARCH))
+all_ARCH   = all-major
+native_ARCH := $(shell nvidia-smi -L >/dev/null 2>&1 && echo native || echo sm_75)
 GPU_OBJECT = build/mamba_cuda.o
 GPU_LIBS   = -L$(CUDA_HOME)/lib64 -Wl,-rpath,$(CUDA_HOME)/lib64 -lcublas -lcudart -lstdc++
 GPU_FLAGS  = -DMAMBA_CUDA
 endif
 
-.PHONY: all demo test bench bench-gpu vocabulary clean
+.PHONY: all demo test test-gpu bench bench-gpu vocabulary clean
 all: train run
 
 train run: %: %.c mamba.c $(GPU_OBJECT)
@@ -47,23 +48,24 @@ build:
 
 demo: train run
 	./train stories -o build/demo --minutes 0.8
-	./run build/demo -n 200 --samples 3
+	./run build/demo -p '' -n 200 --samples 3
 
 clean:
 	rm -rf build train run
 
-# Tests: each tests/test_*.c, .cpp or .cu is a program that ends with "N passed, N failed". All are built twice, as shipped and with the sanitizers.
-# The .cpp and .cu ones run the kernels of mamba.cu on the CPU; tests/suite.sh runs the programs and adds up.
+# Tests: each tests/test_*.c, .cpp or .cu is a program that ends with "N passed, N failed". All are built twice, as
+# shipped and with the sanitizers. The .cpp and .cu ones run the kernels of mamba.cu on the CPU; tests/suite.sh runs the
+# programs and adds up.
 NAMES     = $(sort $(basename $(notdir $(wildcard tests/test_*.c tests/test_*.cpp tests/test_*.cu))))
 TESTS     = $(NAMES:%=build/%) $(NAMES:%=build/sanitized_%)
 SANITIZE  = -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined
 TEST_DEPS = tests/check.h mamba.c | build
-ON_CPU    = -x c++ -std=c++17 -DCUDA_ON_CPU -fno-strict-aliasing -Wall -Wextra -Wno-psabi -Wno-unknown-pragmas -march=native
-ORACLE    = tests/oracle.c
+ON_CPU    = -x c++ -std=c++17 -DCUDA_ON_CPU -fno-strict-aliasing -march=native -Wall -Wextra -Wno-psabi \
+            -Wno-unknown-pragmas
 
 build/test_run build/sanitized_test_run: run.c
 build/test_train build/sanitized_test_train: train.c
-build/test_cuda build/sanitized_test_cuda: mamba.cu tests/cuda_on_cpu.h $(ORACLE)
+build/test_cuda build/sanitized_test_cuda: mamba.cu tests/cuda_on_cpu.h
 build/test_cuda_on_cpu build/sanitized_test_cuda_on_cpu: tests/cuda_on_cpu.h
 
 build/%: tests/%.c $(TEST_DEPS)
@@ -78,14 +80,30 @@ build/%: tests/%.cpp $(TEST_DEPS)
 build/sanitized_%: tests/%.cpp $(TEST_DEPS)
 	$(CXX) $(ON_CPU) $(SANITIZE) $< -o $@ $(LDLIBS)
 
+build/%: tests/%.cu $(TEST_DEPS)
+	$(CXX) $(ON_CPU) -O1 -g $< -o $@ $(LDLIBS)
+
+build/sanitized_%: tests/%.cu $(TEST_DEPS)
+	$(CXX) $(ON_CPU) $(SANITIZE) $< -o $@ $(LDLIBS)
+
 test: all $(TESTS)
 	sh tests/suite.sh $(TESTS) tests/builds.sh
 
 bench: build/bench
 	build/bench
 
-# The default vocabulary: 4096 tokens from the built-in stories, this repository's own text and, where it is at hand, the first 90% of tinyshakespeare
-# (the rest stays unseen, for measuring on).
+# The same agreement tests, and the bench, on a GPU.
+build/gpu_%: tests/%.cu mamba.cu mamba.c tests/check.h | build
+	$(NVCC) $(NVCCFLAGS) $< -o $@ -lcublas
+
+test-gpu: build/gpu_test_cuda
+	build/gpu_test_cuda
+
+bench-gpu: build/gpu_bench_cuda
+	build/gpu_bench_cuda
+
+# The default vocabulary: 4096 tokens from the built-in stories, this repository's own text and, where it is at hand, the
+# first 90% of tinyshakespeare (the rest stays unseen, for measuring on).
 SHAKESPEARE = $(wildcard ../shared/data/tinyshakespeare.txt)
 build/shakespeare: | build
 	$(if $(SHAKESPEARE),head -c 1003854 $(SHAKESPEARE),true) >$@
