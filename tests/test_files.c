@@ -45,7 +45,7 @@ static int test_fclose(FILE *f) {
 #define fclose test_fclose
 #include "../mamba.c"
 
-#define DIR "build/test_files"
+#define DIR "build/checkpoints"
 
 /* Fails with a message that has `part` in it. */
 #define CHECK_FAILS(call, part) (error_message[0] = 0, CHECK((call) != 0), check_says(part, __LINE__))
