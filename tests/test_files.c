@@ -636,8 +636,8 @@ static void test_failed_save(void) {
     }
     CHECK(n > 20); /* so many calls can fail */
     put_text(DIR "/plain", "a file");
-    CHECK_FAILS(model_save(&m, DIR "/plain"), "test_files/plain/model.safetensors: cannot write: Not a directory");
-    CHECK_FAILS(model_save(&m, DIR "/no/where"), "test_files/no/where: cannot make it: No such file");
+    CHECK_FAILS(model_save(&m, DIR "/plain"), "checkpoints/plain/model.safetensors: cannot write: Not a directory");
+    CHECK_FAILS(model_save(&m, DIR "/no/where"), "checkpoints/no/where: cannot make it: No such file");
     if (geteuid() != 0) {
         chmod(dir, 0555);
         CHECK_FAILS(model_save(&m, dir), "failed/model.safetensors: cannot write: Permission denied");
