@@ -30,8 +30,9 @@ int cuda_backend(Backend *b, const Model *m, const char *dtype, int train, int l
    A template is text with choices in it:
 
       {a|b|c}      one of these alternatives, each equally probable; they are templates themselves
-      <h=name>     one of the list "name" that nothing in this story is called yet; from here on it is called h
-      <h>          what h is called;  <h he>, <h him>, <h his>, <h He>: its pronouns
+      <h=name>     one of the list "name", which from here on is called h
+      <f+name>     one of those that nothing in this story is called yet
+      <h>          what h is called;  <h he>, <h him>, <h his>, <h He>, <h His>: its pronouns
       `            a double quote
 
    The entropy is exact. A choice among n costs log(n) nats, and a story costs the sum of its choices. That sum is -log
@@ -60,7 +61,6 @@ static const char *const story_list[][2] = {
     {"thing", "ball|bell|boat|cup|drum|flute|hat|kite|lantern|map|ring|scarf|spoon|umbrella|whistle"},
     {"family", "aunt|brother|cousin|father|grandfather|grandmother|mother|sister|uncle"},
     {"weather", "bright|cloudy|cold|foggy|rainy|snowy|warm|windy"},
-    {"hour", "morning|afternoon|evening"},
     {"place", "bakery|barn|bridge|castle|garden|harbor|lake|library|lighthouse|market|meadow|mill|orchard|pond|school|"
               "station"},
     {"spot", "behind the fence|beside the gate|in the long grass|next to the barrels|on the flat stone|on the old cart|"
@@ -68,80 +68,85 @@ static const char *const story_list[][2] = {
     {"nook", "behind the clock|beside the stove|in the cupboard|in the drawer|inside the teapot|on the shelf|"
              "on the windowsill|under the bed|under the rug|under the stairs"},
     {"junk", "an old shoe|a sleeping beetle|a very cross snail|some dry leaves|two empty bottles|a cold puddle"},
-    {"food", "bunch of grapes|cherry pie|ginger cake|jar of honey|loaf of bread|pot of jam|pot of soup|slice of cheese|"
+    {"food", "bunch of grapes|cherry pie|ginger cake|jar of honey|loaf of bread|plate of beans|pot of jam|slice of cheese|"
              "sweet bun"},
 };
 
 static const char story_opening[] =
-    "{Once upon a time|Long ago|Not so long ago|In the days of the old king}, in a little house <o=home>, there lived "
-    "a <n=nature> <s=animal> named <h=name>. <h> had a <c=color> <t=thing>, a gift from <h his> <r=family>, and {<h "
-    "he> took it everywhere|<h he> would not sell it for all the world|nothing was dearer to <h him>}. One "
-    "<d=weather> <m=hour> <h> ";
+    "{Once upon a time|Long ago|Not so long ago|In the days of the old king} there was a little house <o=home>. In "
+    "the house <o> lived a <n=nature> <s=animal> named <h=name>. <h> the <s> had a <c=color> <t=thing>. The <c> <t> "
+    "was a gift from <h his> <r=family>. <h His> <r> had said, `{Take good care of|Always look after|Do not lose} the "
+    "<t>.` One <d=weather> {morning|afternoon|evening}, while <h his> <r> was {asleep|baking|singing|reading}, <h> ";
 
 static const char *const story_plots[] = {
     /* Lost, seen by a friend, found by a third. */
-    "took the <t> to the <p=place>, put it <u=spot> and {fell asleep. When <h he> woke up|went to pick flowers. When "
-    "<h he> came back|watched the clouds go by. When <h he> got up}, the <t> was gone. {`Oh no!` cried|`Who has taken "
-    "it?` asked|`Where can it be?` said} <h>. <h He> looked <v=spot>, but found only <j=junk>. {Then <h he> looked "
-    "<w=spot>, but found only <i=junk>. Just then|Just then} a <l=nature> <y=animal> named <f=name> came by. `I saw "
-    "<k=name> the <z=animal> with a <c> <t>,` said <f>. `<k He> was {running|walking|hurrying} down the road to the "
-    "<q=place>.` So <h> and <f> {hurried|ran|went} to the <q>, and there was <k> with the <t>. `I found it <u> at the "
-    "<p>,` said <k>. {`Is it yours?`|`Do you know whose it is?`} `It is mine,` said <h>. `I put it there this <m>. It "
-    "was a gift from my <r>.` {<k> smiled and gave it back|`Then here it is,` said <k>|`Then you must have it back,` "
-    "said <k>}. To say thank you, <h> shared a <g=food> with <k> and <f>, and <h he> never put the <t> <u> again. ",
+    "took the <c> <t> to the <p=place>. At the <p> <h he> put the <t> <u=spot> and {fell asleep. When <h he> woke "
+    "up|went to pick flowers. When <h he> came back|watched the clouds go by. When <h he> got up}, there was no <t> "
+    "<u>. {`Oh no!` cried|`Who has taken my <t>?` asked|`Where can it be?` said} <h>. {<h He> looked <v+spot>, but "
+    "found only <j=junk>. Just then|Just then} a <l=nature> <y=animal> named <f+name> came by. `I saw <k+name> the "
+    "<z=animal> with a <c> <t>,` said <f> the <y>. `<k He> was {running|walking|hurrying} to the <q+place>.` So <h> "
+    "and <f> went to the <q>, and at the <q> they met <k> the <z>. `I found this <t> <u> at the <p>,` said <k>. {`Is "
+    "it yours?`|`Do you know whose it is?`} `It is mine,` said <h>. `I put it <u> myself. It was a gift from my <r>.` "
+    "{So <k> gave the <t> back|`Then here it is,` said <k>|`Then you must have it back,` said <k>}. To say thank you, "
+    "<h> shared a <g=food> with <k> and <f>. When the <g> was gone, <h> went back to the house <o>, and <h he> never "
+    "put the <t> <u> again. ",
 
     /* Moved by a friend while its owner was away. */
-    "hid the <t> <u=nook> and went to the <p=place> to buy a <g=food>. While <h he> was away, a <l=nature> <y=animal> "
-    "named <f=name> {knocked at the door|looked in at the window|came to borrow some salt}. <f He> {saw|found} the "
-    "<t>, played with it for a while, and then left it <v=nook>. {Before long|After an hour|Much later} <h> came back "
-    "from the <p> with the <g>. <h He> looked <u>, because that was where <h he> had left the <t>. But there was no "
-    "<t> <u>! <h> {began to cry|sat down and sighed|looked all over the house}. Then <f> {came back|put <f his> head "
-    "in} and said, `{Dear <h>, do not be sad|I am sorry, <h>|Do not worry, <h>}. I moved your <t>. Look <v>!` And "
-    "there it was, <v>. {`Next time, please ask me first,` said|`I am so happy that I could dance,` said|`What a "
-    "funny place for a <t>,` laughed} <h>, and the two friends shared the <g>. ",
+    "hid the <c> <t> <u=nook>. `Nobody will look <u>,` said <h>, and went to the <p=place> to buy a <g=food>. While "
+    "<h he> was at the <p>, a <l=nature> <y=animal> named <f+name> {knocked at the door|looked in at the window|came "
+    "to borrow some salt}. <f> the <y> found the <t> <u>, played with it for a while, and left it <v+nook>. {Before "
+    "long|After an hour|Much later} <h> came back from the <p> to the house <o> with the <g>. <h He> looked <u>, "
+    "because that was where <h he> had left the <t>. But there was no <t> <u>! <h> {began to cry|sat down and "
+    "sighed|looked all over the house}. Then <f> {came back|put <f his> head in} and said, `{Do not be sad|I am "
+    "sorry|Do not worry}, <h>. I left your <t> <v>.` <h> looked <v>, and there was the <t>. `My <r> will be so "
+    "happy,` said <h>. `{Next time, please ask me first|I could dance with joy|What a funny place for a <t>}!` And "
+    "<h> and <f> shared the <g>. ",
 
     /* Traded, and traded again. */
-    "met a <l=nature> <y=animal> named <f=name> at the <p=place>. <f> had a <e=color> <x=thing>. `{How I wish|I have "
-    "always wanted|What would I not give} to have a <x> like that,` said <h>. `You may have it for a <g=food>,` said "
-    "<f>. `But only <k=name> the <z=animal> has one, and <k he> lives near the <q=place>.` So <h> {hurried|ran|went} "
-    "to the <q> and asked <k> for the <g>. `Give me your <t>, and it is yours,` said <k>. <h> thought of <h his> <r> "
-    "{and did not know what to do|for a long time}. Then <h he> gave <k> the <t>, took the <g> to the <p> and gave it "
-    "to <f>, and <f> gave <h him> the <x>. Now <h> had the <x>, <f> had the <g>, and <k> had the <t>. {And all three "
-    "were happy with what they had. |But soon <h> missed the <c> <t> so much that <h he> went back to the <q>. `It "
-    "was a gift from my <r>,` said <h>. `Please take the <x> for it.` So <k> got the <x>, and <h> got the <t> back. "
-    "|And every {spring|summer|winter} the three of them met at the <p> to play with the <x> and the <t>. }",
+    "met a <l=nature> <y=animal> named <f+name> at the <p=place>. <f> the <y> had a <e=color> <x+thing>. `{How I wish "
+    "that the <x> were mine|What a beautiful <x>|I have always wanted a <x>},` said <h>. `You may have the <x> for a "
+    "<g=food>,` said <f>. `If you want a <g>, ask <k+name> the <z=animal>. <k He> lives near the <q+place>.` So <h> "
+    "{hurried|ran|went} to the <q>, and at the <q> <h he> asked <k> for the <g>. `Give me your <c> <t>, and the <g> "
+    "is yours,` said <k>. <h> thought of <h his> <r> {and did not know what to do|for a long time}. Then <h he> gave "
+    "<k> the <t>, took the <g> to the <p> and gave it to <f>, and <f> gave <h him> the <x>. Now <h> had the <x>, <f> "
+    "had the <g>, and <k> had the <t>. {And all three were happy with what they had. |But soon <h> missed the <t> so "
+    "much that <h he> went back to the <q>. `The <t> was a gift from my <r>,` said <h>. `Please take the <x> for it.` "
+    "So <k> got the <x>, and <h> got the <t> back. |And every {spring|summer|winter} the three of them met at the <p> "
+    "to play with the <x> and the <t>. }",
 
     /* Lent, and lent again. */
-    "lent the <t> to a <l=nature> <y=animal> named <f=name>. <f He> {liked it|played with it all day|slept beside "
-    "it}, and {soon|one day|by and by} <f he> lent it to <k=name> the <z=animal>. <k> took it to the <p=place> and "
-    "forgot it <u=spot>. {The next day|A week later|When winter came} <h> wanted the <t> back. `I do not have it,` "
-    "said <f>. `I lent it to <k>.` So they {asked|went to see|called} <k>. `I do not have it,` said <k>. `{I am so "
-    "sorry|How silly of me|Now I remember}! I forgot it <u> at the <p>.` All three {hurried|ran|went} to the <p>, and "
-    "there was the <t>, still <u>, with {a bird|a frog|a snail|a spider} sitting on it. {<h> laughed|<k> blushed|<f> "
-    "clapped <f his> hands}, and then they all went home with <h> and ate a <g=food>. ",
+    "lent the <c> <t> to a <l=nature> <y=animal> named <f+name>. <f> the <y> {liked the <t>|played with the <t> all "
+    "day|slept beside the <t>}, and {soon|one day|by and by} <f he> lent it to <k+name> the <z=animal>. <k> the <z> "
+    "took it to the <p=place>. At the <p> <k he> put the <t> <u=spot> and forgot it. {The next day|A week later|When "
+    "winter came} <h> wanted the <t> back. `I do not have the <t>,` said <f>. `I lent it to <k>.` So they {asked|went "
+    "to see|called} <k>. `I do not have the <t>,` said <k>. `{I am so sorry|How silly of me|Now I remember}! I forgot "
+    "it at the <p>.` All three {hurried|ran|went} to the <p> and looked <u>. There was the <t>, still <u>, with {a "
+    "bird|a frog|a snail|a spider} sitting on it. `My <r> will be so happy,` said <h>. Then they all went to the "
+    "house <o> and ate a <g=food>. ",
 
     /* Out of reach; who can help depends on where it went. */
-    "was playing with the <t> near the <p=place> when {it got stuck at the top of a tree. `I am afraid of heights,` "
-    "said <h>. Along came a <l=nature> <z=climber> named <k=name>. `Leave it to me,` said <k>, and up <k he> went, "
-    "higher and higher|it fell into the water with a splash. `The water is too cold for me,` said <h>. Along came a "
-    "<l=nature> <z=swimmer> named <k=name>. `Leave it to me,` said <k>, and in <k he> jumped, down to the very "
-    "bottom|it rolled into a deep hole. `I am afraid of the dark,` said <h>. Along came a <l=nature> <z=digger> named "
-    "<k=name>. `Leave it to me,` said <k>, and {into|down} the hole <k he> went, deeper and deeper}. {In no "
-    "time|Before you could count to ten|After a long while} <k he> came back with the <t>. `{How brave you are|How "
-    "can I thank you|You are a true friend}, <k>!` said <h>. `My <r> gave me this <t>.` `{I am always glad to help|It "
-    "was nothing|Any <z> can do that},` said <k>. `But I am hungry now.` So <h> took <k> home and gave <k him> a "
-    "<g=food>. ",
+    "played with the <c> <t> near the <p=place>. Just as <h he> passed the <p>, {the <t> got stuck at the top of a "
+    "tree. `I am afraid of heights,` said <h>. Along came a <l=nature> <z=climber> named <k+name>. `Leave it to me,` "
+    "said <k> the <z>, and up <k he> went, higher and higher|the <t> fell into the water with a splash. `The water is "
+    "too cold for me,` said <h>. Along came a <l=nature> <z=swimmer> named <k+name>. `Leave it to me,` said <k> the "
+    "<z>, and in <k he> jumped, down to the very bottom|the <t> rolled into a deep hole. `I am afraid of the dark,` "
+    "said <h>. Along came a <l=nature> <z=digger> named <k+name>. `Leave it to me,` said <k> the <z>, and {into|down} "
+    "the hole <k he> went, deeper and deeper}. {In no time|Before you could count to ten|After a long while} <k he> "
+    "came back with the <t>. `{How brave you are|How can I thank you|You are a true friend}, <k>!` said <h>. `My <r> "
+    "gave me this <t>.` `{I am always glad to help|It was nothing|Any <z> can do that},` said <k>. `But I am hungry "
+    "now.` So they went to the house <o>, and <h> gave <k> a <g=food>. <k> the <z> ate the whole <g>. ",
 
-    /* Two gifts in a bag, one of them given away on the road. */
-    "put the <t> and a <g=food> into a basket and went to see <f=name> the <y=animal>, who was ill in bed near the "
-    "<p=place>. On the way, at the <q=place>, <h he> met a <l=nature> <z=animal> named <k=name>, who was crying. `{I "
-    "have had nothing to eat since yesterday,` said <k>. So <h> opened the basket and gave <k> the <g>. When <h he> "
-    "came to the <p>, there was only the <t> left in the basket. `{I have brought you|You shall have} my <t>,` said "
-    "<h> to <f>. `It was a gift from my <r>.` <f> {forgot that <f he> was ill|sat up and smiled}. So <f> had the <t>, "
-    "<k> had the <g>|I am all alone and have nothing to play with,` said <k>. So <h> opened the basket and gave <k> "
-    "the <t>. When <h he> came to the <p>, there was only the <g> left in the basket. `{I have brought you|You shall "
-    "have} a <g>,` said <h> to <f>. <f> {ate all of it and felt much better|forgot that <f he> was ill}. So <f> had "
-    "the <g>, <k> had the <t>}, and <h> had an empty basket and two happy friends. ",
+    /* Two gifts in a basket, one of them given away on the road. */
+    "put the <c> <t> into a basket with a <g=food>. With the <t> and the <g> <h he> went to see <f+name> the "
+    "<y=animal>, who was ill in bed near the <p=place>. On the way to the <p> <h he> met a <l=nature> <z=animal> "
+    "named <k+name>. <k> the <z> was crying. `{I have had nothing to eat since yesterday,` said <k>. So <h> opened "
+    "the basket and gave <k> the <g>. When <h he> came to the <p>, there was only the <t> in the basket. `{I have "
+    "brought you|You shall have} my <t>,` said <h> to <f>. `It was a gift from my <r>.` <f> {forgot that <f he> was "
+    "ill|sat up and smiled}. So <f> had the <t>, <k> had the <g>|I am all alone and have nothing to play with,` said "
+    "<k>. So <h> opened the basket and gave <k> the <t>. When <h he> came to the <p>, there was only the <g> in the "
+    "basket. `{I have brought you|You shall have} a <g>,` said <h> to <f>. <f> {ate the <g> and felt much "
+    "better|forgot that <f he> was ill}. So <f> had the <g>, <k> had the <t>}, and <h> had an empty basket and two "
+    "happy friends. ",
 };
 enum { N_PLOT = sizeof story_plots / sizeof *story_plots };
 
@@ -162,11 +167,12 @@ typedef struct {
 
 /* Writes the template t to `out` up to the next choice or the end; returns where it stopped. */
 static const char *story_plain(const Story *s, const char *t, char *out) {
-    static const char *const pronoun[][2] = {{"he", "she"}, {"him", "her"}, {"his", "her"}, {"He", "She"}};
+    static const char *const pronoun[][2] = {{"he", "she"}, {"him", "her"}, {"his", "her"}, {"He", "She"},
+                                              {"His", "Her"}};
     for (; strchr("{|}/", *t) == NULL; t++) { /* which the final 0 ends too */
         if (*t != '<') {
             *out++ = *t == '`' ? '"' : *t;
-        } else if (t[2] == '=') {
+        } else if (t[2] == '=' || t[2] == '+') {
             break;
         } else {
             const char *called = s->called[(int)t[1]];
@@ -243,7 +249,8 @@ static void story_tell(Story *s, const char *t) {
             t = end + 1;
         } else if (*t == '<') {
             while (strncmp(story_list[list][0], t + 3, strcspn(t, ">") - 3) != 0) list++;
-            n = story_unused(s, at, story_alternatives(story_list[list][1], at, &end));
+            n = story_alternatives(story_list[list][1], at, &end);
+            if (t[2] == '+') n = story_unused(s, at, n);
             chosen = story_choose(s, at, n);
             s->called[(int)t[1]] = chosen;
             story_tell(s, chosen);
@@ -338,7 +345,7 @@ static const struct Option {
     {"--eval-every", "N", OPT_INT, &o.eval_every, "100", 0, 1e9, FREE, "steps between evaluations; 0: only at the end"},
     {"--eval-tokens", "N", OPT_INT, &o.eval_tokens, "20000", 0, 1e15, FREE, "tokens in each but the last; 0: all"},
     {"--sample-every", "N", OPT_INT, &o.sample_every, "200", 0, 1e9, FREE, "steps between samples; 0: only at the end"},
-    {"--sample-tokens", "N", OPT_INT, &o.sample_tokens, "300", 1, 1 << 20, FREE, "length of a sample"},
+    {"--sample-tokens", "N", OPT_INT, &o.sample_tokens, "400", 1, 1 << 20, FREE, "length of a sample"},
     {"--temperature", "T", OPT_REAL, &o.temperature, "1", 0, 100, FREE, "of samples"},
     {"--top-p", "P", OPT_REAL, &o.top_p, "0.9", 0, 1, FREE, "of samples: only the tokens that make up P in sum"},
     {"--save-every", "N", OPT_INT, &o.save_every, "1000", 0, 1e9, FREE, "steps between saves; 0: only at the end"},
