@@ -68,8 +68,8 @@ static const char *const story_list[][2] = {
     {"nook", "behind the clock|beside the stove|in the cupboard|in the drawer|inside the teapot|on the shelf|"
              "on the windowsill|under the bed|under the rug|under the stairs"},
     {"junk", "an old shoe|a sleeping beetle|a very cross snail|some dry leaves|two empty bottles|a cold puddle"},
-    {"food", "bunch of grapes|cherry pie|ginger cake|jar of honey|loaf of bread|plate of beans|pot of jam|slice of cheese|"
-             "sweet bun"},
+    {"food", "bunch of grapes|cherry pie|ginger cake|jar of honey|loaf of bread|plate of beans|pot of jam|"
+             "slice of cheese|sweet bun"},
 };
 
 static const char story_opening[] =
@@ -312,12 +312,12 @@ static const struct Option {
     {"-o", "DIR", OPT_TEXT, &o.dir, NULL, 0, 0, UNSTORED, "directory for what the run leaves"},
     {"--resume", "", OPT_FLAG, &o.resume, "0", 0, 1, UNSTORED, "go on with the run in DIR, with its options"},
     {"--init", "DIR", OPT_TEXT, &o.init, NULL, 0, 0, FIXED, "start from this checkpoint's weights and tokenizer"},
-    {"--steps", "N", OPT_INT, &o.steps, "0", 0, 1e9, FIXED, "length of the run in steps, or"},
-    {"--minutes", "M", OPT_REAL, &o.minutes, "10", 0.01, 1e6, FIXED, "in minutes; the rate decays with time"},
-    {"--stop", "N", OPT_INT, &o.stop, "0", 0, 1e9, UNSTORED, "stop for now after step N, as by Ctrl-C"},
+    {"--steps", "N", OPT_INT, &o.steps, "0", 0, 1e9, FIXED, "length of the run in steps; 0: see --minutes"},
+    {"--minutes", "M", OPT_REAL, &o.minutes, "10", 0.01, 1e6, FIXED, "length of the run; the rate decays with time"},
+    {"--stop", "N", OPT_INT, &o.stop, "0", 0, 1e9, UNSTORED, "stop for now after step N, as by Ctrl-C; 0: do not"},
 
     {"--d-model", "N", OPT_INT, &o.d_model, "128", 1, 1 << 14, FIXED, "width of the model"},
-    {"--n-layer", "N", OPT_INT, &o.n_layer, "4", 1, 1 << 10, FIXED, "blocks"},
+    {"--n-layer", "N", OPT_INT, &o.n_layer, "2", 1, 1 << 10, FIXED, "blocks"},
     {"--d-state", "N", OPT_INT, &o.d_state, "16", 1, 256, FIXED, "states per channel"},
     {"--d-conv", "N", OPT_INT, &o.d_conv, "4", 1, 8, FIXED, "taps of the convolution"},
     {"--expand", "N", OPT_INT, &o.expand, "2", 1, 8, FIXED, "channels in a block per unit of width"},
@@ -325,14 +325,14 @@ static const struct Option {
     {"--untied", "", OPT_FLAG, &o.untied, "0", 0, 1, FIXED, "a head of its own, not the embedding"},
 
     {"--tokenizer", "NAME", OPT_TEXT, &o.tokenizer, NULL, 0, 0, FIXED, "a tokenizer.bin, or bytes (default: ours)"},
-    {"--vocab-size", "N", OPT_INT, &o.vocab_size, "0", 0, 1 << 20, FIXED, "train a tokenizer on DATA first"},
+    {"--vocab-size", "N", OPT_INT, &o.vocab_size, "0", 0, 1 << 20, FIXED, "train a tokenizer on DATA first; 0: do not"},
     {"--held-out", "F", OPT_REAL, &o.held_out, "0.1", 0.0001, 0.9, FIXED, "share of DATA, its end, that is held out"},
     {"--stories", "N", OPT_INT, &o.stories, "10000", 10, 1e7, FIXED, "how many stories there are"},
 
-    {"--batch", "N", OPT_INT, &o.batch, "8", 1, 1 << 20, FIXED, "windows at once"},
-    {"--len", "N", OPT_INT, &o.len, "256", 1, 1 << 24, FIXED, "tokens in a window"},
+    {"--batch", "N", OPT_INT, &o.batch, "4", 1, 1 << 20, FIXED, "windows at once"},
+    {"--len", "N", OPT_INT, &o.len, "512", 1, 1 << 24, FIXED, "tokens in a window"},
     {"--accumulate", "N", OPT_INT, &o.accumulate, "1", 1, 1 << 20, FIXED, "batches in a step"},
-    {"--lr", "R", OPT_REAL, &o.lr, "0.003", 0, 10, FIXED, "peak learning rate"},
+    {"--lr", "R", OPT_REAL, &o.lr, "0.005", 0, 10, FIXED, "peak learning rate"},
     {"--lr-min", "R", OPT_REAL, &o.lr_min, "0.00001", 0, 10, FIXED, "learning rate at the end, after half a cosine"},
     {"--warmup", "F", OPT_REAL, &o.warmup, "0.05", 0, 1, FIXED, "share of the run in which the rate rises"},
     {"--weight-decay", "R", OPT_REAL, &o.weight_decay, "0.1", 0, 10, FIXED, "of AdamW, on matrices only"},
@@ -444,7 +444,6 @@ typedef struct {
 } Row;
 
 typedef struct {
-    const char *name;
     Tokenizer tokenizer;
     int *ids, is_stories, has_ends; /* has_ends: there is an <|endoftext|> in the training part */
     long n, n_train;               /* ids; of them, those to train on, which come first */
@@ -461,7 +460,7 @@ static void data_free(Data *d) {
 
 /* The vocabulary of a run: its own, or as told, or the checkpoint's, or the default, beside this program or here. */
 static int choose_tokenizer(Tokenizer *t, const char *program, const char *text, size_t n) {
-    enum { STORY_VOCAB = 512 };
+    enum { STORY_VOCAB = 1000 }; /* nearly every word of the stories is a token */
     char path[PATH_SIZE], why[sizeof error_message];
     const char *slash = strrchr(program, '/');
     int dir_length = slash != NULL ? (int)(slash - program) : 1, is_stories = strcmp(o.data, "stories") == 0;
@@ -523,7 +522,8 @@ static int load_text(Data *d, const char *program) {
     return 0;
 }
 
-/* Stories, each after an <|endoftext|>. A row holds as many whole ones as a window does, but at least one. */
+/* Stories, each after an <|endoftext|>. A row holds as many whole ones as a window does, but at least one. The
+   vocabulary is learned from other stories. */
 static int load_stories(Data *d, const char *program) {
     enum { FOR_VOCAB = 1000 };
     static Story s;
@@ -533,8 +533,8 @@ static int load_stories(Data *d, const char *program) {
     int failed;
     d->hash = FNV_START;
     if (text == NULL) return -1;
-    for (long k = 0; k < FOR_VOCAB && k < n_train; k++, n_text += s.n) {
-        story_write(&s, (uint64_t)k);
+    for (long k = 0; k < FOR_VOCAB; k++, n_text += s.n) {
+        story_write(&s, (uint64_t)(o.stories + k));
         memcpy(text + n_text, s.text, s.n);
     }
     failed = choose_tokenizer(&d->tokenizer, program, text, n_text);
@@ -861,8 +861,8 @@ static int save(Run *r) {
     snprintf(meta[META_RNG].value, sizeof meta->value, "%llu", (unsigned long long)r->rng);
     snprintf(meta[META_SECONDS].value, sizeof meta->value, "%.3f", o.steps > 0 ? 0 : elapsed(r));
     snprintf(meta[META_DATA].value, sizeof meta->value, "%016llx", (unsigned long long)r->data.hash);
-    for (int i = 0; i < N_OPTION; i++)
-        if (option[i].resumed != UNSTORED && option_text[i] != NULL)
+    for (int i = 0; i < N_OPTION; i++) /* a path that is too long is not stored */
+        if (option[i].resumed != UNSTORED && option_text[i] != NULL && strlen(option_text[i]) < sizeof meta->value)
             snprintf(meta[META_OPTIONS + i].value, sizeof meta->value, "%s", option_text[i]);
     checkpoint_groups(r, group);
     if (join_path(path, o.dir, "optimizer.safetensors") != 0 || model_save(&r->model, o.dir) != 0) return -1;
@@ -886,6 +886,7 @@ static int load(Run *r) {
         const char *stored = meta[META_OPTIONS + i].value;
         if (stored[0] != 0 && resume_option(i, stored, path) != 0) return -1;
     }
+    if (o.data == NULL) return fail("%s: it does not hold the long path of DATA; give it again", path);
     r->step = r->begun_at = atol(meta[META_STEP].value);
     r->rng = strtoull(meta[META_RNG].value, NULL, 10);
     r->earlier = atof(meta[META_SECONDS].value);

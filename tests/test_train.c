@@ -255,8 +255,8 @@ static void expect_refusal_after(const char *before, const char *arguments, cons
     good = status == 1 && n > 0 && strchr(error, '\n') == error + n - 1 && strstr(error, word) != NULL &&
            strstr(error, other) != NULL;
     CHECK(good && !exists("@/new"));
-    if (!good) printf("  train %s\n  exit status %d, expected 1 and a line with '%s', '%s': %s\n", arguments, status, word,
-                      other, error);
+    if (!good) printf("  train %s\n  exit status %d, expected 1 and a line with '%s', '%s': %s\n", arguments, status,
+                      word, other, error);
     release(error);
 }
 
@@ -271,7 +271,7 @@ static void test_resume(void) {
                    "--eval-every 3 --sample-every 2 --save-every 5");
     CHECK(!is_same("@/whole/model.safetensors", "@/parts/model.safetensors"));
     expect_success("--resume -o @/parts --stop 8");
-    expect_success("--resume stories -o @/parts --lr 3e-3 --steps 24 "
+    expect_success("--resume stories -o @/parts --lr 5e-3 --steps 24 "
                    "--eval-every 100 --sample-every 200 --save-every 1000");
     CHECK(is_same("@/whole/model.safetensors", "@/parts/model.safetensors"));
     CHECK(is_same("@/whole/optimizer.safetensors", "@/parts/optimizer.safetensors"));
@@ -422,6 +422,20 @@ static void test_refusals(void) {
     expect_refusal("--resume -o @/parts3", "parts3/optimizer.safetensors", "");
 }
 
+/* A path that is too long to be stored must be given again. */
+static void test_long_path(void) {
+    char line[1024], name[161];
+    memset(name, 'x', 160);
+    name[160] = 0;
+    snprintf(line, sizeof line, "cp @/text @/%s", name);
+    shell(line);
+    snprintf(line, sizeof line, "@/%s -o @/long --tokenizer bytes --steps 2 --stop 1" TINY, name);
+    expect_success(line);
+    expect_refusal("--resume -o @/long", "long/optimizer.safetensors", "DATA");
+    snprintf(line, sizeof line, "--resume @/%s -o @/long", name);
+    expect_success(line);
+}
+
 /* A disk with room for some KiB: an error that names the file, no temporary file, and what was saved before stays. */
 static void test_full_disk(void) {
     char *text;
@@ -463,6 +477,7 @@ int main(int argc, char **argv) {
     test_refusals();
     expect_success("@/text -o @/parts4 --tokenizer bytes --steps 6 --seed 5 --stop 3" TINY);
     test_full_disk();
+    test_long_path();
     if (check_failed == 0) shell("rm -r @");
     return check_report();
 }
