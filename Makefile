@@ -47,7 +47,8 @@ build:
 	mkdir -p build
 
 demo: train run
-	./train stories -o build/demo --minutes 0.8
+	rm -rf build/demo
+	./train stories -o build/demo --minutes 0.8 --d-model 96 --n-layer 1 --lr 0.01
 	./run build/demo -p '' -n 200 --samples 3
 
 clean:

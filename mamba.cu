@@ -7,8 +7,8 @@
    Letters and shapes are those of mamba.c, which this file includes: config, parameter table, initialisation, sampler's
    settings, tokenizer and files are shared, and so the binary holds the reference that the kernels are compared with.
 
-   T is the type of weights in matrix products and of activations: float, or bf16 with float master weights. Whatever is summed is
-   summed in float: the residual stream, delta, h, norms, softmax, gradients of parameters, the optimiser.
+   T is the type of weights in matrix products and of activations: float, or bf16 with float master weights. Whatever is
+   summed is summed in float: the residual stream, delta, h, norms, softmax, gradients of parameters, the optimiser.
    Activations are (batch, len, channels), channels contiguous, so a warp reads 32 neighbouring channels of one position
    at a time and nothing is ever transposed. Sums over rows are taken in parts, then over the parts in a fixed order;
    there is no atomic addition of floats, and two runs give the same bits.
@@ -23,12 +23,42 @@
 #include <cuda_runtime.h>
 #endif
 #include "mamba.c"
+#ifdef MAMBA_CUDA
+char error_message[1024]; /* of this object and of the program that it is linked with */
+#endif
 
 #ifndef CUDA_ON_CPU
-template <class... P, class... A>
-static cudaError_t launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream, A... args) {
+template <class... P, class... A> static cudaError_t launch(void (*kernel)(P...), dim3 grid, dim3 block,
+                                                            size_t shared_bytes, cudaStream_t stream, A... args) {
     kernel<<<grid, block, shared_bytes, stream>>>(args...);
     return cudaGetLastError();
+}
+
+/* A kernel launched so may start while the ones ahead of it in the stream still run (programmatic dependent launch,
+   from compute capability 9.0 on): until wait_for_previous() it must touch nothing that a kernel of the same graph
+   writes before it. */
+template <class... P, class... A> static cudaError_t launch_early(void (*kernel)(P...), dim3 grid, dim3 block,
+                                                                  size_t shared_bytes, cudaStream_t stream, A... args) {
+    cudaLaunchConfig_t config = {};
+    cudaLaunchAttribute early = {};
+    int major = 0;
+    cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0);
+    early.id = cudaLaunchAttributeProgrammaticStreamSerialization, early.val.programmaticStreamSerializationAllowed = 1;
+    config.gridDim = grid, config.blockDim = block, config.dynamicSmemBytes = shared_bytes, config.stream = stream;
+    config.attrs = &early, config.numAttrs = major >= 9;
+    return cudaLaunchKernelEx(&config, kernel, P(args)...);
+}
+
+static __device__ __forceinline__ void let_next_start() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+
+static __device__ __forceinline__ void wait_for_previous() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
 }
 
 /* The block's dynamic shared memory. */
@@ -36,15 +66,30 @@ template <class T> static __device__ __forceinline__ T *dynamic_shared() {
     extern __shared__ __align__(16) unsigned char dynamic_shared_bytes[];
     return reinterpret_cast<T *>(dynamic_shared_bytes);
 }
+#else
+#define launch_early launch /* there kernels follow one another */
+static inline void let_next_start() {}
+static inline void wait_for_previous() {}
 #endif
 
 /* 2. CONFIG AND MEMORY ========================================================================================= */
 
 typedef __nv_bfloat16 bf16;
 
-#define TRY(call) do { if ((call) != 0) return -1; } while (0)
-#define CUDA(call) do { cudaError_t error_ = (call); if (error_ != cudaSuccess) return fail("cuda: %s (%s)", cudaGetErrorString(error_), #call); } while (0)
-#define CUBLAS(call) do { int status_ = (int)(call); if (status_ != 0) return fail("cublas: status %d (%s)", status_, #call); } while (0)
+#define TRY(call)                                                                                                      \
+    do {                                                                                                               \
+        if ((call) != 0) return -1;                                                                                    \
+    } while (0)
+#define CUDA(call)                                                                                                     \
+    do {                                                                                                               \
+        cudaError_t error_ = (call);                                                                                   \
+        if (error_ != cudaSuccess) return fail("cuda: %s (%s)", cudaGetErrorString(error_), #call);                    \
+    } while (0)
+#define CUBLAS(call)                                                                                                   \
+    do {                                                                                                               \
+        int status_ = (int)(call);                                                                                     \
+        if (status_ != 0) return fail("cublas: status %d (%s)", status_, #call);                                       \
+    } while (0)
 
 static int ceil_div(long a, long b) { return (int)((a + b - 1) / b); }
 
@@ -53,8 +98,34 @@ static __device__ __forceinline__ float to_float(bf16 v) { return __bfloat162flo
 static __device__ __forceinline__ void store(float *p, float v) { *p = v; }
 static __device__ __forceinline__ void store(bf16 *p, float v) { *p = __float2bfloat16(v); }
 
+/* N neighbours, moved by one instruction where they are 16 bytes or less. */
+template <class T, int N> struct alignas(N * sizeof(T)) Pack { T v[N]; };
+
+/* N elements of a row of which only `have` exist, the others being `fill`. aligned: every row begins at a multiple of
+ * N. */
+template <int N, class T>
+static __device__ __forceinline__ void load_pack(float *v, const T *p, int have, bool aligned, float fill = 0) {
+    if (aligned) {
+        Pack<T, N> pack = *(const Pack<T, N> *)p;
+        for (int i = 0; i < N; i++) v[i] = to_float(pack.v[i]);
+    } else
+        for (int i = 0; i < N; i++) v[i] = i < have ? to_float(p[i]) : fill;
+}
+
+template <int N, class T>
+static __device__ __forceinline__ void store_pack(T *p, const float *v, int have, bool aligned) {
+    Pack<T, N> pack;
+    for (int i = 0; i < N; i++) store(&pack.v[i], v[i]);
+    if (aligned) *(Pack<T, N> *)p = pack;
+    else
+        for (int i = 0; i < N && i < have; i++) p[i] = pack.v[i];
+}
+
 /* One allocation on the device, cut into arrays. A first pass with base NULL counts. */
-typedef struct { char *base; size_t bytes; } Arena;
+typedef struct {
+    char *base;
+    size_t bytes;
+} Arena;
 
 template <class T> static void take(Arena *arena, T **field, size_t n) {
     if (arena->base != NULL) *field = (T *)(arena->base + arena->bytes);
@@ -64,13 +135,14 @@ template <class T> static void take(Arena *arena, T **field, size_t n) {
 /* What changes from step to step; a CUDA graph replays kernels with the arguments it was captured with, so these are
    read from device memory. */
 typedef struct {
-    float scale;                                                    /* of the loss's gradient, over the number of targets */
+    float scale; /* of the loss's gradient, over the number of targets */
     float beta1, beta2, eps, weight_decay, clip, lr, unbias1, unbias2;
 } StepArgs;
 
-/* A generate() call goes in pieces of GENERATE_TOKENS; the repetition penalty sees at most HISTORY_TOKENS; a prompt is fed in
-   pieces of PIECE_TOKENS; logits take HEAD_BYTES at a time. */
-constexpr int GENERATE_TOKENS = 256, HISTORY_TOKENS = 1024, PIECE_TOKENS = 8192, HEAD_BYTES = 256 << 20, BLAS_WORKSPACE = 32 << 20;
+/* A generate() call goes in pieces of GENERATE_TOKENS; the repetition penalty sees at most HISTORY_TOKENS; a prompt is
+   fed in pieces of PIECE_TOKENS; logits take HEAD_BYTES at a time. */
+constexpr int GENERATE_TOKENS = 256, HISTORY_TOKENS = 1024, PIECE_TOKENS = 8192, HEAD_BYTES = 256 << 20,
+              BLAS_WORKSPACE = 32 << 20;
 
 /* One stream's Sampler on the device. Its random numbers are drawn by the host, one for each token to come. */
 typedef struct {
@@ -78,41 +150,44 @@ typedef struct {
     int top_k, n_vocab, banned, window, n_history, n_out;
 } GpuSampler;
 
-/* What a block's forward leaves for its backward; see BlockActs of mamba.c. dt is before dt_bias and softplus. In lean mode
-   normed, u and dt are not kept but computed again: all blocks share one. */
+/* What a block's forward leaves for its backward; see BlockActs of mamba.c. dt is before dt_bias and softplus. In lean
+   mode normed, u and dt are not kept but computed again: all blocks share one. */
 template <class T> struct GpuBlockActs {
     float *input, *r, *kept;
     T *normed, *xz, *u, *dbc, *dt, *gated;
 };
 
 template <class T> struct Gpu {
-    Model model;                   /* the table; its weights are read when the backend opens */
+    Model model; /* the table; its weights are read when the backend opens */
     int lean, tf32, multiprocessors;
     cudaStream_t stream;
     cublasHandle_t blas;
     void *blas_workspace, *parameter_memory, *acts_memory, *stream_memory;
 
-    float *weights, *grads, *moment1, *moment2; /* flat, as the table says; the last three NULL where it does not train */
-    T *compute;                    /* the weights in T, for matrix products; the weights themselves where T is float */
-    unsigned char *decay;          /* (n_param / 16): does weight decay apply to these 16? Offsets are multiples of 16 */
+    float *weights, *grads, *moment1,
+        *moment2; /* flat, as the table says; the last three NULL where it does not train */
+    T *compute; /* the weights in T, for matrix products; the weights themselves where T is float */
+    unsigned char *decay; /* (n_param / 16): does weight decay apply to these 16? Offsets are multiples of 16 */
     Params w, g;
     StepArgs *args;
-    float *loss, *norm;            /* the loss since the last update; norm: (1 + NORM_PARTS) the gradient's norm and its parts */
+    float *loss, *norm; /* the loss since the last update; norm: (1 + NORM_PARTS) the gradient's norm and its parts */
 
-    int batch, len, train;         /* what the activations are laid out for */
-    GpuBlockActs<T> *block;        /* (n_layer); where it does not train all share one layer's memory */
-    float *x, *dx, *r, *losses, *parts;
+    int batch, len, train; /* what the activations are laid out for */
+    GpuBlockActs<T> *block; /* (n_layer); where it does not train all share one layer's memory */
+    float *x, *dx, *r, *losses, *parts, *next_state;
     int *correct;
     T *normed, *branch, *logits, *dbranch, *dnormed, *dgated, *dxz, *du, *ddt, *ddbc;
     float *scan_scratch;
-    int head_rows;                 /* rows of logits at a time */
-    int *tokens, *targets, *order, *segment; /* order: rows sorted by token; segment: where each token's rows begin there */
-    int *host_ids;                 /* staging for the four, and counts of tokens */
+    int head_rows; /* rows of logits at a time */
+    int *tokens, *targets, *order,
+        *segment; /* order: rows sorted by token; segment: where each token's rows begin there */
+    int *host_ids; /* staging for the four, and counts of tokens */
 
-    int streams;                   /* decoding: see STATE in mamba.c */
-    float *state, *held, *step_x, *step_u, *step_z, *step_parts, *step_gated, *uniforms;
+    int streams; /* decoding: see STATE in mamba.c */
+    float *state, *held, *step_x, *step_r, *step_u, *step_z, *step_parts, *step_gated, *uniforms;
+    T *many_normed, *many_xz, *many_gated; /* of more streams than STEP_STREAMS */
     GpuSampler *samplers;
-    int *sampled, *history, *out;
+    int *history, *out;
 
     cudaGraphExec_t gradient_graph, update_graph, generate_graph; /* NULL: to be captured */
 };
@@ -128,6 +203,17 @@ static __device__ __forceinline__ float warp_sum(float v) {
 static __device__ __forceinline__ float warp_max(float v) {
     for (int lanes = 16; lanes > 0; lanes /= 2) v = fmaxf(v, __shfl_xor_sync(0xffffffffu, v, lanes));
     return v;
+}
+
+/* Four sums over a warp at once: a fold halves the values that a lane keeps while it doubles the lanes summed. Lane l
+   gets the sum of v[l / 8]. */
+static __device__ __forceinline__ float sum_of_four(const float *v) {
+    bool upper = threadIdx.x & 16, odd = threadIdx.x & 8;
+    float a = (upper ? v[2] : v[0]) + __shfl_xor_sync(0xffffffffu, upper ? v[0] : v[2], 16);
+    float b = (upper ? v[3] : v[1]) + __shfl_xor_sync(0xffffffffu, upper ? v[1] : v[3], 16);
+    float sum = (odd ? b : a) + __shfl_xor_sync(0xffffffffu, odd ? a : b, 8);
+    for (int lanes = 4; lanes > 0; lanes /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, lanes);
+    return sum;
 }
 
 /* Sum over a block of up to 1024 threads, in a fixed order; every thread gets it. */
@@ -152,15 +238,17 @@ static __device__ float block_max(float v) {
 }
 
 /* Sums over rows, for the gradients of vectors: parts[i][j] = sum over the i-th share of the rows of term(row, j).
-   The loop over columns became blockIdx.x and threadIdx.x, the loop over rows is shared by blockIdx.y and threadIdx.y. */
+   The loop over columns became blockIdx.x and threadIdx.x, the loop over rows is shared by blockIdx.y and threadIdx.y.
+ */
 constexpr int SUM_COLUMNS = 32, SUM_LANES = 8, SUM_PARTS = 64;
 
-template <class Term> static __global__ void __launch_bounds__(SUM_COLUMNS * SUM_LANES)
-row_sums_kernel(float *parts, Term term, int rows, int dim) {
+template <class Term> static __global__ void __launch_bounds__(SUM_COLUMNS *SUM_LANES)
+    row_sums_kernel(float *parts, Term term, int rows, int dim) {
     __shared__ float lane_sum[SUM_LANES][SUM_COLUMNS];
     int j = blockIdx.x * SUM_COLUMNS + threadIdx.x;
     float sum = 0;
-    for (int row = blockIdx.y * SUM_LANES + threadIdx.y; j < dim && row < rows; row += gridDim.y * SUM_LANES) sum += term(row, j);
+    for (int row = blockIdx.y * SUM_LANES + threadIdx.y; j < dim && row < rows; row += gridDim.y * SUM_LANES)
+        sum += term(row, j);
     lane_sum[threadIdx.y][threadIdx.x] = sum;
     __syncthreads();
     if (threadIdx.y == 0 && j < dim) {
@@ -169,31 +257,34 @@ row_sums_kernel(float *parts, Term term, int rows, int dim) {
     }
 }
 
-/* out_j += sum_i parts[i][j].     parts: (n, dim) */
-static __global__ void __launch_bounds__(SUM_COLUMNS * SUM_LANES) add_parts_kernel(float *out, const float *parts, int n, size_t dim) {
-    __shared__ float lane_sum[SUM_LANES][SUM_COLUMNS];
-    size_t j = (size_t)blockIdx.x * SUM_COLUMNS + threadIdx.x;
+/* out_j += sum_i parts[i][j], a block for eight columns, its rows of threads sharing the parts.     parts: (n, dim) */
+static __global__ void __launch_bounds__(1024) add_parts_kernel(float *out, const float *parts, int n, int dim) {
+    __shared__ float lane_sum[128][8];
+    int j = blockIdx.x * 8 + threadIdx.x;
     float sum = 0;
-    for (int i = threadIdx.y; j < dim && i < n; i += SUM_LANES) sum += parts[i * dim + j];
+#pragma unroll 8
+    for (int i = threadIdx.y; i < n; i += blockDim.y) sum += j < dim ? parts[(size_t)i * dim + j] : 0;
     lane_sum[threadIdx.y][threadIdx.x] = sum;
-    __syncthreads();
-    if (threadIdx.y == 0 && j < dim) {
-        for (int i = 1; i < SUM_LANES; i++) sum += lane_sum[i][threadIdx.x];
-        out[j] += sum;
+    for (unsigned half = blockDim.y / 2; half > 0; half /= 2) {
+        __syncthreads();
+        if (threadIdx.y < half) lane_sum[threadIdx.y][threadIdx.x] += lane_sum[threadIdx.y + half][threadIdx.x];
     }
+    if (threadIdx.y == 0 && j < dim) out[j] += lane_sum[0][threadIdx.x];
 }
 
-template <class T> static int add_parts(Gpu<T> *gpu, float *out, const float *parts, int n, size_t dim) {
-    CUDA(launch(add_parts_kernel, dim3(ceil_div((long)dim, SUM_COLUMNS)), dim3(SUM_COLUMNS, SUM_LANES), 0, gpu->stream, out, parts, n, dim));
+template <class T> static int add_parts(Gpu<T> *gpu, float *out, const float *parts, int n, int dim) {
+    int lanes = 4;
+    while (lanes < 128 && 2 * lanes <= n) lanes *= 2;
+    CUDA(launch(add_parts_kernel, dim3(ceil_div(dim, 8)), dim3(8, lanes), 0, gpu->stream, out, parts, n, dim));
     return 0;
 }
 
 /* out_j += sum over rows of term(row, j) */
 template <class T, class Term> static int row_sums(Gpu<T> *gpu, float *out, Term term, int rows, int dim) {
     int n = min_int(SUM_PARTS, ceil_div(rows, SUM_LANES));
-    CUDA(launch(row_sums_kernel<Term>, dim3(ceil_div(dim, SUM_COLUMNS), n), dim3(SUM_COLUMNS, SUM_LANES), 0, gpu->stream, gpu->parts,
-                term, rows, dim));
-    return add_parts(gpu, out, gpu->parts, n, (size_t)dim);
+    CUDA(launch(row_sums_kernel<Term>, dim3(ceil_div(dim, SUM_COLUMNS), n), dim3(SUM_COLUMNS, SUM_LANES), 0,
+                gpu->stream, gpu->parts, term, rows, dim));
+    return add_parts(gpu, out, gpu->parts, n, dim);
 }
 
 /* Embedding: a block per row. */
@@ -202,64 +293,107 @@ static __global__ void embedding_kernel(float *y, const float *W, const int *tok
     for (int i = threadIdx.x; i < d_model; i += blockDim.x) y[row * d_model + i] = W[(size_t)tokens[row] * d_model + i];
 }
 
-/* dW[token] += the sum of dy over the rows that hold this token. Two threads must not add to the same place, so the host
-   sorts the rows by token and the grid is over the tokens that occur (x) and 32 columns (y); the block's SUM_LANES rows
-   of threads share a token's rows. segment: where the rows of the i-th token begin in order, -1 past the last. */
-static __global__ void __launch_bounds__(SUM_COLUMNS * SUM_LANES)
-embedding_backward_kernel(float *dW, const float *dy, const int *tokens, const int *order, const int *segment, int d_model) {
-    __shared__ float lane_sum[SUM_LANES][SUM_COLUMNS];
-    int first = segment[blockIdx.x], end = first < 0 ? -1 : segment[blockIdx.x + 1], j = blockIdx.y * SUM_COLUMNS + threadIdx.x;
-    float sum = 0;
-    for (int i = first + (int)threadIdx.y; j < d_model && i < end; i += SUM_LANES) sum += dy[(size_t)order[i] * d_model + j];
-    lane_sum[threadIdx.y][threadIdx.x] = sum;
+/* dW[token] += the sum of dy over the rows that hold this token. Two threads must not add to the same place, so the
+   host sorts the rows by token and the grid is over the tokens that occur (x) and 32 fours of columns (y); the block's
+   SUM_LANES rows of threads share a token's rows. segment: where the rows of the i-th token begin in order, -1 past the
+   last. */
+static __global__ void __launch_bounds__(32 * SUM_LANES)
+    embedding_backward_kernel(float *dW, const float *dy, const int *tokens, const int *order, const int *segment,
+                              int d_model) {
+    __shared__ float lane_sum[SUM_LANES][32][4];
+    int first = segment[blockIdx.x], end = first < 0 ? -1 : segment[blockIdx.x + 1],
+        j = (blockIdx.y * 32 + threadIdx.x) * 4, have = d_model - j;
+    bool aligned = d_model % 4 == 0;
+    float sum[4] = {}, v[4];
+    for (int i = first + (int)threadIdx.y; have > 0 && i < end; i += SUM_LANES) {
+        load_pack<4>(v, dy + (size_t)order[i] * d_model + j, have, aligned);
+        for (int c = 0; c < 4; c++) sum[c] += v[c];
+    }
+    for (int c = 0; c < 4; c++) lane_sum[threadIdx.y][threadIdx.x][c] = sum[c];
     __syncthreads();
-    if (threadIdx.y == 0 && j < d_model && first < end) {
-        for (int i = 1; i < SUM_LANES; i++) sum += lane_sum[i][threadIdx.x];
-        dW[(size_t)tokens[order[first]] * d_model + j] += sum;
+    if (threadIdx.y == 0 && have > 0 && first < end) {
+        float *to = dW + (size_t)tokens[order[first]] * d_model + j;
+        load_pack<4>(v, to, have, aligned);
+        for (int i = 0; i < min(SUM_LANES, end - first); i++)
+            for (int c = 0; c < 4; c++) v[c] += lane_sum[i][threadIdx.x][c];
+        store_pack<4>(to, v, have, aligned);
     }
 }
 
-/* The residual connection and the RMSNorm behind it: out = x + branch + bias and y = out r w. A warp per row, its lanes
-   stride over the columns. branch (and bias) may be NULL: then out is not written. */
-template <class T> static __global__ void residual_rmsnorm_kernel(T *y, float *r, float *out, const float *x, const T *branch,
-                                                                  const float *bias, const float *w, int rows, int dim, float eps) {
-    int row = blockIdx.x * blockDim.y + threadIdx.y, lane = threadIdx.x;
-    float sum = 0, scale;
-    if (row >= rows) return;
-    for (int i = lane; i < dim; i += 32) {
-        size_t at = (size_t)row * dim + i;
-        float v = x[at];
-        if (branch != NULL) out[at] = v += to_float(branch[at]) + (bias != NULL ? bias[i] : 0);
-        sum += v * v;
+/* The residual connection and the RMSNorm behind it: out = x + branch + bias and y = out r w. A block per row, a thread
+   has FOURS times four columns at most. branch (and bias) may be NULL: then out is not written. */
+template <class T, int FOURS> static __global__ void __launch_bounds__(1024)
+    residual_rmsnorm_kernel(T *y, float *r, float *out, const float *x, const T *branch, const float *bias,
+                            const float *w, int dim, float eps) {
+    size_t row = blockIdx.x;
+    bool aligned = dim % 4 == 0;
+    float v[FOURS][4], more[4], sum = 0, scale;
+#pragma unroll
+    for (int k = 0; k < FOURS; k++) {
+        int i = (threadIdx.x + k * blockDim.x) * 4, have = dim - i;
+        if (have <= 0) break;
+        load_pack<4>(v[k], x + row * dim + i, have, aligned);
+        if (branch != NULL) {
+            load_pack<4>(more, branch + row * dim + i, have, aligned);
+            for (int c = 0; c < 4; c++) v[k][c] += more[c] + (bias != NULL && c < have ? bias[i + c] : 0);
+            store_pack<4>(out + row * dim + i, v[k], have, aligned);
+        }
+        for (int c = 0; c < 4; c++) sum += v[k][c] * v[k][c];
     }
-    scale = rsqrtf(warp_sum(sum) / dim + eps);
-    if (lane == 0) r[row] = scale;
-    if (branch != NULL) x = out; /* a lane reads what it wrote itself */
-    for (int i = lane; i < dim; i += 32) store(&y[(size_t)row * dim + i], x[(size_t)row * dim + i] * scale * w[i]);
-}
-
-/* dx += r (dy w - x r^2 mean(dy w x)), a warp per row; also in T, for the matrix products of the block before. */
-template <class T> static __global__ void rmsnorm_backward_kernel(float *dx, T *dx_T, const T *dy, const float *x, const float *r,
-                                                                  const float *w, int rows, int dim, int add) {
-    int row = blockIdx.x * blockDim.y + threadIdx.y, lane = threadIdx.x;
-    float sum = 0, scale, mean;
-    if (row >= rows) return;
-    dx += (size_t)row * dim, dx_T += (size_t)row * dim, dy += (size_t)row * dim, x += (size_t)row * dim;
-    for (int i = lane; i < dim; i += 32) sum += to_float(dy[i]) * w[i] * x[i];
-    mean = warp_sum(sum) / dim, scale = r[row];
-    for (int i = lane; i < dim; i += 32) {
-        float d = scale * (to_float(dy[i]) * w[i] - x[i] * scale * scale * mean) + (add ? dx[i] : 0);
-        dx[i] = d;
-        store(&dx_T[i], d);
+    scale = rsqrtf(block_sum(sum) / dim + eps);
+    if (threadIdx.x == 0) r[row] = scale;
+#pragma unroll
+    for (int k = 0; k < FOURS; k++) {
+        int i = (threadIdx.x + k * blockDim.x) * 4, have = dim - i;
+        if (have <= 0) break;
+        load_pack<4>(more, w + i, have, aligned);
+        for (int c = 0; c < 4; c++) v[k][c] *= scale * more[c];
+        store_pack<4>(y + row * dim + i, v[k], have, aligned);
     }
 }
 
-template <class T> struct NormTerm { /* dw_j = sum over rows of dy x r */
-    const T *dy;
-    const float *x, *r;
-    int dim;
-    __device__ float operator()(int row, int j) const { return to_float(dy[(size_t)row * dim + j]) * x[(size_t)row * dim + j] * r[row]; }
-};
+/* dx += r (dy w - x r^2 mean(dy w x)), also in T, for the matrix products of the block before. A block takes every
+   gridDim.x-th row, a thread the same columns of each, whose dw it sums: parts[block] = sum over the block's rows of dy
+   x r. add: 0 where dx is set rather than added to. */
+template <class T, int FOURS> static __global__ void __launch_bounds__(1024)
+    rmsnorm_backward_kernel(float *dx, T *dx_T, float *parts, const T *dy, const float *x, const float *r,
+                            const float *w, int rows, int dim, int add) {
+    bool aligned = dim % 4 == 0;
+    float dw[FOURS][4] = {};
+    for (int row = blockIdx.x; row < rows; row += gridDim.x) {
+        float g[FOURS][4], v[FOURS][4], d[4], sum = 0, scale = r[row], mean;
+        size_t first = (size_t)row * dim;
+#pragma unroll
+        for (int k = 0; k < FOURS; k++) {
+            int i = (threadIdx.x + k * blockDim.x) * 4, have = dim - i;
+            if (have <= 0) break;
+            load_pack<4>(g[k], dy + first + i, have, aligned);
+            load_pack<4>(v[k], x + first + i, have, aligned);
+            load_pack<4>(d, w + i, have, aligned);
+            for (int c = 0; c < 4; c++) {
+                dw[k][c] += g[k][c] * v[k][c] * scale;
+                g[k][c] *= d[c];
+                sum += g[k][c] * v[k][c];
+            }
+        }
+        mean = block_sum(sum) / dim;
+#pragma unroll
+        for (int k = 0; k < FOURS; k++) {
+            int i = (threadIdx.x + k * blockDim.x) * 4, have = dim - i;
+            if (have <= 0) break;
+            for (int c = 0; c < 4; c++) d[c] = 0;
+            if (add) load_pack<4>(d, dx + first + i, have, aligned);
+            for (int c = 0; c < 4; c++) d[c] += scale * (g[k][c] - v[k][c] * scale * scale * mean);
+            store_pack<4>(dx + first + i, d, have, aligned);
+            store_pack<4>(dx_T + first + i, d, have, aligned);
+        }
+    }
+#pragma unroll
+    for (int k = 0; k < FOURS; k++) {
+        int i = (threadIdx.x + k * blockDim.x) * 4, have = dim - i;
+        if (have > 0) store_pack<4>(parts + (size_t)blockIdx.x * dim + i, dw[k], have, aligned);
+    }
+}
 
 template <class T> struct BiasTerm { /* dbias_j = sum over rows of dy */
     const T *dy;
@@ -272,47 +406,83 @@ template <class T> static __global__ void add_bias_kernel(T *y, const float *bia
         store(&y[i], to_float(y[i]) + bias[i % dim]);
 }
 
-/* Matrix products are cuBLAS's. It numbers the elements of a matrix column by column, so what is (rows, columns) to us is
-   (columns, rows) to it, and a product of ours is its product of the operands in the other order. */
+template <class T, class Y> static int add_bias(Gpu<T> *gpu, Y *y, const float *bias, int rows, int dim) {
+    CUDA(launch(add_bias_kernel<Y>, dim3(8 * gpu->multiprocessors), dim3(256), 0, gpu->stream, y, bias, (size_t)rows,
+                dim));
+    return 0;
+}
+
+/* Matrix products are cuBLAS's. It numbers the elements of a matrix column by column, so what is (rows, columns) to us
+   is (columns, rows) to it, and a product of ours is its product of the operands in the other order. */
 static cudaDataType_t blas_type(const float *) { return CUDA_R_32F; }
 static cudaDataType_t blas_type(const bf16 *) { return CUDA_R_16BF; }
 
-template <class T, class C> static int gemm(Gpu<T> *gpu, cublasOperation_t op_a, cublasOperation_t op_b, int m, int n, int k,
-                                            const T *a, size_t lda, const T *b, size_t ldb, C *c, size_t ldc, int add) {
+template <class T, class C> static int gemm(Gpu<T> *gpu, cublasOperation_t op_a, cublasOperation_t op_b, int m, int n,
+                                            int k, const T *a, size_t lda, const T *b, size_t ldb, C *c, size_t ldc,
+                                            int add) {
     float alpha = 1, beta = add ? 1.0f : 0.0f;
-    CUBLAS(cublasGemmEx(gpu->blas, op_a, op_b, m, n, k, &alpha, a, blas_type(a), (int)lda, b, blas_type(b), (int)ldb, &beta, c,
-                        blas_type(c), (int)ldc, gpu->tf32 ? CUBLAS_COMPUTE_32F_FAST_TF32 : CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT));
+    CUBLAS(cublasGemmEx(gpu->blas, op_a, op_b, m, n, k, &alpha, a, blas_type(a), (int)lda, b, blas_type(b), (int)ldb,
+                        &beta, c, blas_type(c), (int)ldc, gpu->tf32 ? CUBLAS_COMPUTE_32F_FAST_TF32 : CUBLAS_COMPUTE_32F,
+                        CUBLAS_GEMM_DEFAULT));
     return 0;
 }
 
 /* y = x W^T.     x: (rows, in), row stride ldx; W: (out, in); y: (rows, out) */
-template <class T, class C> static int linear_forward(Gpu<T> *gpu, C *y, const T *x, size_t ldx, const T *W, int rows, int in, int out) {
+template <class T, class C>
+static int linear_forward(Gpu<T> *gpu, C *y, const T *x, size_t ldx, const T *W, int rows, int in, int out) {
     return gemm(gpu, CUBLAS_OP_T, CUBLAS_OP_N, out, rows, in, W, (size_t)in, x, ldx, y, (size_t)out, 0);
 }
 
 /* dx = dy W (or +=, where add),     dW += dy^T x.     dx: row stride ldx */
-template <class T> static int linear_backward(Gpu<T> *gpu, T *dx, float *dW, const T *dy, const T *x, size_t ldx, const T *W, int rows,
-                                              int in, int out, int add) {
+template <class T> static int linear_backward(Gpu<T> *gpu, T *dx, float *dW, const T *dy, const T *x, size_t ldx,
+                                              const T *W, int rows, int in, int out, int add) {
     TRY(gemm(gpu, CUBLAS_OP_N, CUBLAS_OP_N, in, rows, out, W, (size_t)in, dy, (size_t)out, dx, ldx, add));
     return gemm(gpu, CUBLAS_OP_N, CUBLAS_OP_T, in, out, rows, x, ldx, dy, (size_t)out, dW, (size_t)in, 1);
 }
 
-/* Four neighbours, moved by one instruction. */
-template <class T> struct alignas(4 * sizeof(T)) Four { T v[4]; };
 
-/* Four elements of a row of which only n exist; `aligned`: all rows begin at a multiple of four elements. */
-template <class T> static __device__ __forceinline__ Four<T> load_four(const T *p, int n, bool aligned) {
-    Four<T> r;
-    if (aligned && n >= 4) return *(const Four<T> *)p;
-    for (int i = 0; i < 4; i++) store(&r.v[i], i < n ? to_float(p[i]) : 0.0f);
+/* Four neighbours as they lie in memory, moved by one instruction. */
+template <class T> struct Four;
+template <> struct Four<float> { float4 bits; };
+template <> struct Four<bf16> { uint2 bits; };
+
+static __device__ __forceinline__ void unpack(float *to, Four<float> v) {
+    to[0] = v.bits.x, to[1] = v.bits.y, to[2] = v.bits.z, to[3] = v.bits.w;
+}
+static __device__ __forceinline__ void unpack(float *to, Four<bf16> v) { /* bf16 is the upper half of a float */
+    to[0] = __uint_as_float(v.bits.x << 16), to[1] = __uint_as_float(v.bits.x & 0xffff0000u);
+    to[2] = __uint_as_float(v.bits.y << 16), to[3] = __uint_as_float(v.bits.y & 0xffff0000u);
+}
+static __device__ __forceinline__ void pack(Four<float> *to, const float *v) {
+    to->bits = make_float4(v[0], v[1], v[2], v[3]);
+}
+static __device__ __forceinline__ void pack(Four<bf16> *to, const float *v) {
+    __nv_bfloat162 low = __floats2bfloat162_rn(v[0], v[1]), high = __floats2bfloat162_rn(v[2], v[3]);
+    to->bits.x = *(unsigned *)&low, to->bits.y = *(unsigned *)&high;
+}
+
+/* Four elements of a row of which n exist, zeros for the others. FAST: fours are aligned, and exist as a whole or not
+ * at all. */
+template <bool FAST, class T> static __device__ __forceinline__ Four<T> load_four(const T *p, int n) {
+    Four<T> r = {};
+    if (FAST) {
+        if (n > 0) r = *(const Four<T> *)p;
+    } else {
+        float v[4];
+        for (int i = 0; i < 4; i++) v[i] = i < n ? to_float(p[i]) : 0;
+        pack(&r, v);
+    }
     return r;
 }
 
-template <class T> static __device__ __forceinline__ void store_four(T *p, const float *v, int n, bool aligned) {
-    Four<T> r;
-    for (int i = 0; i < 4; i++) store(&r.v[i], v[i]);
-    if (aligned && n >= 4) *(Four<T> *)p = r;
-    else for (int i = 0; i < 4; i++) if (i < n) p[i] = r.v[i];
+template <bool FAST, class T> static __device__ __forceinline__ void store_four(T *p, const float *v, int n) {
+    if (FAST) {
+        Four<T> r;
+        pack(&r, v);
+        if (n > 0) *(Four<T> *)p = r;
+    } else
+        for (int i = 0; i < 4; i++)
+            if (i < n) store(p + i, v[i]);
 }
 
 #ifdef CUDA_ON_CPU
@@ -335,517 +505,638 @@ constexpr float LOG2_E = 1.44269504f, LN_2 = 0.69314718f;
 
 static __device__ __forceinline__ float sigmoid(float v) { return reciprocal(1.0f + exp2_fast(-LOG2_E * v)); }
 
-/* softplus(v) = log(1 + exp(v)) = max(v, 0) + log1p(e), e = exp(-|v|), and log1p(e) = 2 artanh(r), r = e / (2 + e) <= 1/3: its series
-   keeps the relative error small where delta is, which log(1 + e) does not. */
-static __device__ __forceinline__ float softplus(float v) {
+/* softplus(v) = log(1 + exp(v)) = max(v, 0) + log1p(e), e = exp(-|v|), and log1p(e) = 2 artanh(r), r = e / (2 + e) <=
+   1/3. Unlike log(1 + e) this has a small relative error where delta is small. artanh's series 1 + r^2/3 + r^4/5 + ..
+   is cut; coefficients bent to 2e-7. *slope: sigmoid(v). */
+static __device__ __forceinline__ float softplus(float v, float *slope) {
     float e = exp2_fast(-LOG2_E * fabsf(v)), r = e * reciprocal(2.0f + e), s = r * r;
-    float series = 1 + s * (1.0f / 3 + s * (1.0f / 5 + s * (1.0f / 7 + s * (1.0f / 9 + s * (1.0f / 11)))));
-    return fmaxf(v, 0.0f) + 2 * r * series;
+    *slope = (v < 0 ? e : 1.0f) * reciprocal(1.0f + e);
+    return fmaxf(v, 0.0f) + 2 * r * (1 + s * (0.33336742f + s * (0.19817984f + s * 0.16991788f)));
 }
 
-/* One call of the scan. Tensors are (batch, len, d_inner), B and C (batch, len, d_state), channels contiguous; ld_ is the distance between
-   positions. States are (batch, d_state, d_inner), ld_h from one sequence to the next. */
+/* One call of the scan. Tensors are (batch, len, d_inner), B and C (batch, len, d_state), channels contiguous; ld_ is
+   the distance between positions. States are (batch, d_state, d_inner), ld_h from one sequence to the next. */
 template <class T> struct Scan {
     int batch, len, d_inner, d_state;
-    const T *u, *dt, *z, *B, *C;                  /* dt before dt_bias and softplus */
-    size_t ld_u, ld_dt, ld_z, ld_bc;
+    const T *u, *dt, *z, *B, *C; /* dt before dt_bias and softplus */
+    int ld_u, ld_dt, ld_z, ld_bc;
     const float *A_log, *D, *dt_bias;
-    const float *h_first;                         /* NULL: zeros */
-    float *h_last;                                /* NULL: not wanted */
+    const float *h_first; /* NULL: zeros */
+    float *h_last; /* NULL: not wanted */
     size_t ld_h;
-    T *out;                                       /* y silu(z) */
-    size_t ld_out;
-    float *checkpoints;                           /* h before every tile, for the backward pass; NULL: not wanted */
+    T *out; /* y silu(z) */
+    int ld_out;
+    float *checkpoints; /* h before every tile, for the backward pass; NULL: not wanted */
     float *scratch;
     /* backward only */
     const T *d_out;
     T *du, *ddt, *dz, *dB, *dC;
-    size_t ld_d_out, ld_du, ld_ddt, ld_dz, ld_dbc;
-    float *dA_log, *dD, *ddt_bias;                /* added to */
+    int ld_d_out, ld_du, ld_ddt, ld_dz, ld_dbc;
+    float *dA_log, *dD, *ddt_bias; /* added to */
     /* filled in by the launchers */
-    int chunks, chunk_len;                        /* len is cut into chunks that are walked at the same time */
-    bool aligned, aligned_bc;
-    float *chunk_delta, *chunk_end;               /* (batch, chunks, d_inner), (.., d_inner, states): sum of delta; state at the end, from h = 0 */
-    float *part_bc, *part_channels;               /* shares of gradients, to be summed in a fixed order: (blocks, batch * len, 2, states);
-                                                     (batch, chunks, d_inner * states + d_inner + d_inner) */
+    int n_first, slices; /* this launch's first state; a launch takes SCAN_STATES of them */
+    int chunks, chunk_len; /* len is cut into chunks that are walked at the same time */
+    float *chunk_delta,
+        *chunk_end; /* (batch, chunks, d_inner), (.., SCAN_STATES): sum of delta; state at the end, from h = 0 */
+    float *more; /* (batch * len, d_inner, 1 or 3): sums over the states of the launches before */
+    float *part_bc, *part_channels; /* shares of gradients, to be summed in a fixed order: (blocks, batch * len, 2,
+                                       SCAN_STATES) and (batch, chunks, d_inner * SCAN_STATES + d_inner + d_inner) */
 };
 
-/* LANES threads share a channel and own STATES states each: LANES * STATES >= d_state. A block has 32 WARPS / LANES channels and takes TILE
-   positions at a time. */
-template <int LANES_, int STATES_, int TILE_, int GROUP_> struct ScanPlan {
-    static constexpr int LANES = LANES_, STATES = STATES_, TILE = TILE_, WARPS = 4, GROUP = GROUP_, MIN_BLOCKS = 3, THREADS = 32 * WARPS, N = LANES * STATES;
-    static constexpr int CHANNELS = THREADS / LANES, WARP_CHANNELS = 32 / LANES, QUADS = CHANNELS / 4;
-    static constexpr int ITEMS = TILE * QUADS, PER_THREAD = (ITEMS + THREADS - 1) / THREADS; /* fours of a tile */
-};
+/* A launch takes SCAN_STATES states, a block 32 channels of one sequence, TILE positions at a time. Four lanes of a
+   warp share a channel and own four states each: lane = state group * 8 + channel. Where a block moves a tile, a thread
+   has four neighbouring channels, or states, of a position, and of one 16 positions on. */
+constexpr int SCAN_STATES = 16, SCAN_CHANNELS = 32, SCAN_WARPS = 4, SCAN_THREADS = 32 * SCAN_WARPS, TILE = 32,
+              GROUP = 8;
+constexpr int STRIDE = SCAN_CHANNELS + 8; /* of rows of channels in shared memory, against bank conflicts */
+typedef float Plane[TILE][STRIDE];
 
-/* The recurrence is h' = a h + b, and doing `first`, then `second`, is a map of the same form: this operator is associative, so a chunk's
-   map may be computed before the state it applies to is known. */
-struct Affine { float a, b; };
+/* The recurrence is h' = a h + b, and doing `first`, then `second`, is a map of the same form: this operator is
+   associative, so a chunk's map may be computed before the state it applies to is known. */
+struct Affine {
+    float a, b;
+};
 static __device__ __forceinline__ Affine then(Affine first, Affine second) {
     return Affine{second.a * first.a, second.a * first.b + second.b};
 }
 
-/* Sums v[k] over the lanes of a channel (lane = state group * WARP_CHANNELS + channel), four positions k at a time: a fold halves
-   the values a lane keeps while it doubles the lanes summed. Lane l gets position l / 8. */
-template <int WARP_CHANNELS> static __device__ __forceinline__ float sum_states(const float *v) {
-    bool upper = threadIdx.x & 16, odd = threadIdx.x & 8;
-    float a = (upper ? v[2] : v[0]) + __shfl_xor_sync(~0u, upper ? v[0] : v[2], 16);
-    float b = (upper ? v[3] : v[1]) + __shfl_xor_sync(~0u, upper ? v[1] : v[3], 16);
-    float sum = (odd ? b : a) + __shfl_xor_sync(~0u, odd ? a : b, 8);
-    for (int lanes = 4; lanes >= WARP_CHANNELS; lanes /= 2) sum += __shfl_xor_sync(~0u, sum, lanes);
-    return sum;
-}
-
-/* B or C of a tile, as floats, zeros beyond d_state and len. */
-template <class P, class T>
-static __device__ __forceinline__ void load_states(float (*to)[P::N], const T *from, size_t ld, int rows, int d_state, bool aligned) {
-    for (int i = threadIdx.x; i < P::TILE * P::N / 4; i += P::THREADS) {
-        int t = i / (P::N / 4), n = i % (P::N / 4) * 4;
-        Four<T> v = load_four(from + t * ld + n, t < rows ? d_state - n : 0, aligned);
-        for (int k = 0; k < 4; k++) to[t][n + k] = to_float(v.v[k]);
+/* One step of a sum over lanes that differ in `bit`: of COUNT values a lane keeps the sums of half, the upper half
+   where its bit is set, and sends the others. After k steps, 2^k lanes hold the sums of COUNT values, COUNT / 2^k each.
+ */
+template <int COUNT> static __device__ __forceinline__ void fold(float *v, int bit) {
+    bool upper = threadIdx.x & bit;
+    for (int i = 0; i < COUNT / 2; i++) {
+        float keep = upper ? v[i + COUNT / 2] : v[i], send = upper ? v[i] : v[i + COUNT / 2];
+        v[i] = keep + __shfl_xor_sync(~0u, send, bit);
     }
 }
 
-template <class P> struct ForwardShared {
-    float2 dx[P::TILE][P::CHANNELS];              /* delta, delta u */
-    float y[P::TILE][P::CHANNELS + 8];
-    float B[P::TILE][P::N], C[P::TILE][P::N];
+/* Sums v[k], of four positions k, over the lanes of a channel: lane l gets position l / 8. */
+static __device__ __forceinline__ float sum_states(float *v) {
+    fold<4>(v, 16);
+    fold<2>(v, 8);
+    return v[0];
+}
+
+static __device__ __forceinline__ void store_plane(Plane plane, int t, int c, const float *v) {
+    *(float4 *)&plane[t][c] = make_float4(v[0], v[1], v[2], v[3]);
+}
+
+/* delta and x = delta u side by side. */
+typedef float2 Steps[TILE][STRIDE];
+static __device__ __forceinline__ void store_steps(Steps steps, int t, int c, const float *delta, const float *x) {
+    *(float4 *)&steps[t][c] = make_float4(delta[0], x[0], delta[1], x[1]);
+    *(float4 *)&steps[t][c + 2] = make_float4(delta[2], x[2], delta[3], x[3]);
+}
+
+struct ForwardShared {
+    Steps steps;
+    float y[TILE][4][STRIDE]; /* of each state group */
+    float B[TILE][SCAN_STATES], C[TILE][SCAN_STATES];
 };
 
-/* scan_forward of mamba.c. Its loops over b and d, and chunks of the loop over t, are the grid; the loop over n is LANES threads times STATES
-   registers, which hold h. A tile's delta and delta u are computed with neighbouring threads on neighbouring channels and handed over
-   in shared memory; y is summed over n by shuffles and returned the same way.
-   SUMMARY: only the end state from h = 0 and the sum of delta; z, C and y are not touched. */
-template <class T, class P, bool SUMMARY> static __global__ void __launch_bounds__(P::THREADS) scan_forward_kernel(Scan<T> s) {
-    ForwardShared<P> &shared = *dynamic_shared<ForwardShared<P>>();
-    int blocks = (s.d_inner + P::CHANNELS - 1) / P::CHANNELS, d0 = blockIdx.x % blocks * P::CHANNELS;
-    int chunks = s.chunks - SUMMARY, chunk = blockIdx.x / blocks % chunks, b = blockIdx.x / blocks / chunks; /* the last: not asked */
+/* scan_forward of mamba.c. Its loops over b and d, and chunks of the loop over t, are the grid; the loop over n is four
+   lanes times four registers, which hold h. A tile's delta and delta u are computed with neighbouring threads on
+   neighbouring channels and handed over in shared memory; what its four lanes have of y goes back the same way and is
+   added there. SUMMARY: only the end state from h = 0 and the sum of delta; z, C and y are not touched. */
+template <class T, bool FAST, bool SUMMARY> static __global__ void __launch_bounds__(SCAN_THREADS, 4)
+    scan_forward_kernel(Scan<T> s) {
+    ForwardShared &shared = *dynamic_shared<ForwardShared>();
+    int blocks = (s.d_inner + SCAN_CHANNELS - 1) / SCAN_CHANNELS, d0 = blockIdx.x % blocks * SCAN_CHANNELS;
+    int chunks = s.chunks - SUMMARY, chunk = blockIdx.x / blocks % chunks,
+        b = blockIdx.x / blocks / chunks; /* the last: not asked */
     int begin = chunk * s.chunk_len, end = min(s.len, begin + s.chunk_len);
-    int lane = threadIdx.x % 32, n0 = lane / P::WARP_CHANNELS * P::STATES;
-    int channel = threadIdx.x / 32 * P::WARP_CHANNELS + lane % P::WARP_CHANNELS, d = d0 + channel;
-    int c4 = threadIdx.x % P::QUADS * 4, t4 = threadIdx.x / P::QUADS, have = s.d_inner - d0 - c4; /* this thread's four channels */
+    /* Where this thread computes: channel and first state. */
+    int warp = threadIdx.x / 32, lane = threadIdx.x % 32, channel = warp * 8 + lane % 8, d = d0 + channel,
+        n0 = lane / 8 * 4;
+    /* Where it moves data: position and channel, position and state; and how many channels or states exist from there
+     * on. */
+    int t4 = threadIdx.x / 8, c4 = threadIdx.x % 8 * 4, d4 = d0 + c4, have = s.d_inner - d4;
+    int tn = threadIdx.x / 4, n4 = threadIdx.x % 4 * 4, have_n = s.d_state - s.n_first - n4;
 
-    float A[P::STATES], h[P::STATES], bias[4], D[4], delta_sum = 0; /* A in units of log 2 */
+    float A[4], h[4], bias[4], D[4], delta_sum = 0; /* A in units of log 2 */
     for (int i = 0; i < 4; i++) {
-        bias[i] = i < have ? s.dt_bias[d0 + c4 + i] : 0;
-        D[i] = i < have ? s.D[d0 + c4 + i] : 0;
-    }
-    for (int i = 0; i < P::STATES; i++) {
-        bool real_state = d < s.d_inner && n0 + i < s.d_state;
-        A[i] = real_state ? -LOG2_E * expf(s.A_log[(size_t)d * s.d_state + n0 + i]) : 0;
-        h[i] = !SUMMARY && s.h_first != nullptr && real_state ? s.h_first[b * s.ld_h + (size_t)(n0 + i) * s.d_inner + d] : 0;
+        int n = s.n_first + n0 + i;
+        bool exists = d < s.d_inner && n < s.d_state;
+        A[i] = exists ? -LOG2_E * expf(s.A_log[(size_t)d * s.d_state + n]) : 0;
+        h[i] = !SUMMARY && s.h_first != nullptr && exists ? s.h_first[b * s.ld_h + (size_t)n * s.d_inner + d] : 0;
+        bias[i] = i < have ? s.dt_bias[d4 + i] : 0;
+        D[i] = i < have ? s.D[d4 + i] : 0;
     }
     if (!SUMMARY && d < s.d_inner)
-        for (int c = 0; c < chunk; c++) {          /* the chunks before this one */
-            size_t at = ((size_t)b * s.chunks + c) * s.d_inner + d;
-            for (int i = 0; i < P::STATES; i++)
-                h[i] = then(Affine{0, h[i]}, Affine{exp2_fast(A[i] * s.chunk_delta[at]), s.chunk_end[at * P::N + n0 + i]}).b;
+        for (int k = 0; k < chunk; k++) { /* the chunks before this one */
+            size_t at = ((size_t)b * s.chunks + k) * s.d_inner + d;
+            for (int i = 0; i < 4; i++)
+                h[i] = then(Affine{0, h[i]},
+                            Affine{exp2_fast(A[i] * s.chunk_delta[at]), s.chunk_end[at * SCAN_STATES + n0 + i]})
+                           .b;
         }
 
-    for (int tile = begin; tile < end; tile += P::TILE) {
-        size_t row = (size_t)b * s.len + tile;
-        Four<T> u[P::PER_THREAD], z[P::PER_THREAD];
-        for (int k = 0; k < P::PER_THREAD; k++) {
-            int t = t4 + k * (P::THREADS / P::QUADS);
-            if (P::ITEMS % P::THREADS != 0 && t >= P::TILE) break;
-            int n = tile + t < end ? have : 0;
-            Four<T> dt = load_four(s.dt + (row + t) * s.ld_dt + d0 + c4, n, s.aligned);
-            u[k] = load_four(s.u + (row + t) * s.ld_u + d0 + c4, n, s.aligned);
-            if (!SUMMARY) z[k] = load_four(s.z + (row + t) * s.ld_z + d0 + c4, n, s.aligned);
+    size_t row = (size_t)b * s.len + begin, tile_at = (size_t)b * ((s.len + TILE - 1) / TILE) + begin / TILE;
+    const T *u_at = s.u + (row + t4) * s.ld_u + d4, *dt_at = s.dt + (row + t4) * s.ld_dt + d4,
+            *z_at = s.z + (row + t4) * s.ld_z + d4;
+    const T *B_at = s.B + (row + tn) * s.ld_bc + s.n_first + n4, *C_at = s.C + (row + tn) * s.ld_bc + s.n_first + n4;
+    T *out_at = s.out + (row + t4) * s.ld_out + d4;
+    float *checkpoint =
+        s.checkpoints + ((tile_at * s.slices + s.n_first / SCAN_STATES) * s.d_inner + d) * SCAN_STATES + n0;
+    bool first_slice = s.n_first == 0, last_slice = s.n_first + SCAN_STATES >= s.d_state;
+    Four<T> next_u[2], next_dt[2], next_z[2] = {}, next_B, next_C;
+    auto load = [&](int rows) {
+        for (int k = 0; k < 2; k++) {
+            int n = t4 + 16 * k < rows ? have : 0;
+            next_u[k] = load_four<FAST>(u_at + k * 16 * (ptrdiff_t)s.ld_u, n);
+            next_dt[k] = load_four<FAST>(dt_at + k * 16 * (ptrdiff_t)s.ld_dt, n);
+            if (!SUMMARY) next_z[k] = load_four<FAST>(z_at + k * 16 * (ptrdiff_t)s.ld_z, n);
+        }
+        next_B = load_four<FAST>(B_at, tn < rows ? have_n : 0);
+        if (!SUMMARY) next_C = load_four<FAST>(C_at, tn < rows ? have_n : 0);
+        u_at += TILE * (ptrdiff_t)s.ld_u, dt_at += TILE * (ptrdiff_t)s.ld_dt, z_at += TILE * (ptrdiff_t)s.ld_z;
+        B_at += TILE * (ptrdiff_t)s.ld_bc, C_at += TILE * (ptrdiff_t)s.ld_bc;
+    };
+    load(end - begin);
+    for (int tile = begin; tile < end; tile += TILE) {
+        Four<T> u[2], z[2];
+        for (int k = 0; k < 2; k++) {
+            float delta[4], x[4], slope;
+            u[k] = next_u[k], z[k] = next_z[k];
+            unpack(delta, next_dt[k]), unpack(x, u[k]);
             for (int i = 0; i < 4; i++) {
-                float delta = i < n ? softplus(to_float(dt.v[i]) + bias[i]) : 0;
-                shared.dx[t][c4 + i] = make_float2(delta, delta * to_float(u[k].v[i]));
+                delta[i] = softplus(delta[i] + bias[i], &slope);
+                if (tile + t4 + 16 * k >= end) delta[i] = 0; /* abar = 1, Bbar = 0 */
+                x[i] *= delta[i];
             }
+            store_steps(shared.steps, t4 + 16 * k, c4, delta, x);
         }
-        load_states<P>(shared.B, s.B + row * s.ld_bc, s.ld_bc, end - tile, s.d_state, s.aligned_bc);
-        if (!SUMMARY) load_states<P>(shared.C, s.C + row * s.ld_bc, s.ld_bc, end - tile, s.d_state, s.aligned_bc);
-        if (!SUMMARY && s.checkpoints != nullptr && d < s.d_inner) {
-            float *to = s.checkpoints + (((size_t)b * ((s.len + P::TILE - 1) / P::TILE) + tile / P::TILE) * s.d_inner + d) * P::N + n0;
-            for (int i = 0; i < P::STATES; i += 4) *(float4 *)(to + i) = make_float4(h[i], h[i + 1], h[i + 2], h[i + 3]);
-        }
-        __syncthreads();
-#pragma unroll 2
-        for (int t = 0; t < P::TILE; t += 4) {
-            float y[4] = {};
-            for (int k = 0; k < 4; k++) {
-                float2 dx = shared.dx[t + k][channel];
-                const float *B = shared.B[t + k] + n0, *C = shared.C[t + k] + n0;
-                for (int i = 0; i < P::STATES; i++) {
-                    h[i] = exp2_fast(dx.x * A[i]) * h[i] + dx.y * B[i];
-                    if (!SUMMARY) y[k] += h[i] * C[i];
-                }
-                if (SUMMARY) delta_sum += dx.x;
-            }
-            if (!SUMMARY) {
-                float sum = sum_states<P::WARP_CHANNELS>(y);
-                if (lane % 8 < P::WARP_CHANNELS) shared.y[t + lane / 8][channel] = sum;
-            }
+        unpack(&shared.B[tn][n4], next_B);
+        if (!SUMMARY) unpack(&shared.C[tn][n4], next_C);
+        if (!SUMMARY && s.checkpoints != nullptr) {
+            if (d < s.d_inner) *(float4 *)checkpoint = make_float4(h[0], h[1], h[2], h[3]);
+            checkpoint += (size_t)s.slices * s.d_inner * SCAN_STATES;
         }
         __syncthreads();
-        if (!SUMMARY)
-            for (int k = 0; k < P::PER_THREAD; k++) {
-                int t = t4 + k * (P::THREADS / P::QUADS);
-                if (t >= P::TILE || tile + t >= end) break;
-                float out[4];
+        load(end - tile - TILE); /* of the next tile; nothing if there is none */
+        for (int t = 0; t < TILE; t += 8) {
+            float y[8] = {}; /* stored together: a store would hold up the loads behind it */
+            for (int k = 0; k < 8; k++) {
+                float2 step = shared.steps[t + k][channel];
                 for (int i = 0; i < 4; i++) {
-                    float gate = to_float(z[k].v[i]);
-                    out[i] = (shared.y[t][c4 + i] + D[i] * to_float(u[k].v[i])) * gate * sigmoid(gate);
+                    h[i] = exp2_fast(step.x * A[i]) * h[i] + step.y * shared.B[t + k][n0 + i];
+                    if (!SUMMARY) y[k] += h[i] * shared.C[t + k][n0 + i];
                 }
-                store_four(s.out + (row + t) * s.ld_out + d0 + c4, out, have, s.aligned);
+                delta_sum += SUMMARY ? step.x : 0;
             }
+            for (int k = 0; !SUMMARY && k < 8; k++) shared.y[t + k][lane / 8][channel] = y[k];
+        }
+        __syncthreads();
+        for (int k = 0; !SUMMARY && k < 2; k++) {
+            float y[4], input[4], gate[4];
+            int n = tile + t4 + 16 * k < end ? have : 0;
+            unpack(input, u[k]), unpack(gate, z[k]);
+            for (int i = 0; i < 4; i++) y[i] = 0;
+            for (int group = 0; group < 4; group++)
+                for (int i = 0; i < 4; i++) y[i] += shared.y[t4 + 16 * k][group][c4 + i];
+            if (!FAST)
+                for (int i = 0; i < 4 && i < n; i++) {
+                    float *more = s.more + ((size_t)b * s.len + tile + t4 + 16 * k) * s.d_inner + d4 + i;
+                    if (!first_slice) y[i] += *more;
+                    if (!last_slice) *more = y[i];
+                }
+            for (int i = 0; i < 4; i++) y[i] = (y[i] + D[i] * input[i]) * gate[i] * sigmoid(gate[i]);
+            store_four<FAST>(out_at + k * 16 * (ptrdiff_t)s.ld_out, y, n);
+        }
+        out_at += TILE * (ptrdiff_t)s.ld_out;
     }
     if (d >= s.d_inner) return;
-    if (SUMMARY) {
-        size_t at = ((size_t)b * s.chunks + chunk) * s.d_inner + d;
-        for (int i = 0; i < P::STATES; i++) s.chunk_end[at * P::N + n0 + i] = h[i];
-        if (n0 == 0) s.chunk_delta[at] = delta_sum;
-    } else if (s.h_last != nullptr && end == s.len) {
-        for (int i = 0; i < P::STATES; i++)
-            if (n0 + i < s.d_state) s.h_last[b * s.ld_h + (size_t)(n0 + i) * s.d_inner + d] = h[i];
-    }
+    size_t at = ((size_t)b * s.chunks + chunk) * s.d_inner + d;
+    for (int i = 0; i < 4; i++)
+        if (SUMMARY) s.chunk_end[at * SCAN_STATES + n0 + i] = h[i];
+        else if (s.h_last != nullptr && end == s.len && s.n_first + n0 + i < s.d_state)
+            s.h_last[b * s.ld_h + (size_t)(s.n_first + n0 + i) * s.d_inner + d] = h[i];
+    if (SUMMARY && n0 == 0) s.chunk_delta[at] = delta_sum;
 }
 
-template <class P> struct BackwardShared {
-    float2 dx[P::TILE][P::CHANNELS];              /* delta, delta u; once used: sum over n of dh B, of A g h */
-    float weight[2][P::TILE][P::CHANNELS];        /* delta u, of dh in dB; dy, of h in dC; once used: y, - */
-    float B[P::TILE][P::N], C[P::TILE][P::N];
-    float h[P::TILE / P::GROUP][P::THREADS][P::STATES];                   /* before each group of positions */
-    float exchange[P::WARPS][4][2][P::WARP_CHANNELS * P::N + 16];         /* dh and h of four positions */
-    float part[P::TILE][P::WARPS][2][P::N];                               /* dB, dC, summed over the channels of a warp */
+/* to[i] = v[i ^ order] */
+static __device__ __forceinline__ void put_in_order(float *to, float4 v, int order) {
+    if (order & 2) v = make_float4(v.z, v.w, v.x, v.y);
+    to[0] = order & 1 ? v.y : v.x, to[1] = order & 1 ? v.x : v.y, to[2] = order & 1 ? v.w : v.z,
+    to[3] = order & 1 ? v.z : v.w;
+}
+
+template <int ORDERS> struct BackwardShared {
+    Steps steps; /* delta = softplus(v), v = dt + dt_bias; delta u */
+    Plane dy, u, slope,
+        dgate; /* d_out silu(z); u, later du; slope of softplus at v, later ddt; d_out silu'(z), later dz */
+    float B[TILE][4][ORDERS][4], C[TILE][4][ORDERS][4]; /* position, state group, order, state */
+    float4 h[TILE / GROUP][SCAN_THREADS]; /* before each group of positions */
+    float part[TILE][SCAN_WARPS][2][SCAN_STATES]; /* dB, dC, summed over the channels of a warp */
 };
 
-/* scan_backward of mamba.c. The grid is the forward's; tiles, and in a tile groups of GROUP positions, are walked from the last to the first.
-   With dh_t the gradient of h_t by everything that follows,
-       dh_t = dy_t C_t + g_{t+1},  g_t = abar_t dh_t,  ddelta_t = sum_n dh_t (u_t B_t) + A g_t h_{t-1},  du_t = delta_t sum_n dh_t B_t + D dy_t,
-       dA = sum_t delta_t g_t h_{t-1},  dB_t = sum_d delta_t u_t dh_t,  dC_t = sum_d dy_t h_t.
-   h is computed again: once from the tile's checkpoint to keep it before every group (shared memory), then in each group to keep it and
-   abar at every position (registers). Sums over n are shuffles, as in the forward; sums over the channels of a warp go through shared memory,
-   four positions at a time, those over warps follow at the end of the tile, those over blocks in scan_gradients_kernel.
-   SUMMARY: only g at the chunk's first position, from 0 behind its last, and the sum of delta. */
-template <class T, class P, bool SUMMARY> static __global__ void __launch_bounds__(P::THREADS, P::MIN_BLOCKS) scan_backward_kernel(Scan<T> s) {
-    BackwardShared<P> &shared = *dynamic_shared<BackwardShared<P>>();
-    int blocks = (s.d_inner + P::CHANNELS - 1) / P::CHANNELS, block = blockIdx.x % blocks, d0 = block * P::CHANNELS;
+/* scan_backward of mamba.c. The grid is the forward's; tiles, and in a tile groups of GROUP positions, are walked from
+   the last to the first. With dh_t the gradient of h_t by everything that follows, dh_t = dy_t C_t + g_{t+1},  g_t =
+   abar_t dh_t,  ddelta_t = sum_n dh_t (u_t B_t) + A g_t h_{t-1},  du_t = delta_t sum_n dh_t B_t + D dy_t, dA = sum_t
+   delta_t g_t h_{t-1},  dB_t = sum_d delta_t u_t dh_t,  dC_t = sum_d dy_t h_t. h is computed again: once from the
+   tile's checkpoint to keep it before every group (shared memory), then in each group to keep it and abar at every
+   position (registers). Sums over n and over the channels of a warp are shuffles; those over warps follow at the end of
+   the tile, those over blocks in scan_gradients_kernel. FAST: lanes have their four states in different orders, i ^
+   order for i = 0..3, such that in the sums over channels every lane keeps its lower registers and sends its upper
+   ones: selecting them, as fold() does, costs more than adding. B and C are stored in all four orders. SUMMARY: only g
+   at the chunk's first position, from 0 behind its last, and the sum of delta. */
+template <class T, bool FAST, bool SUMMARY> static __global__ void __launch_bounds__(SCAN_THREADS, 3)
+    scan_backward_kernel(Scan<T> s) {
+    constexpr int ORDERS = FAST ? 4 : 1;
+    BackwardShared<ORDERS> &shared = *dynamic_shared<BackwardShared<ORDERS>>();
+    int blocks = (s.d_inner + SCAN_CHANNELS - 1) / SCAN_CHANNELS, block = blockIdx.x % blocks,
+        d0 = block * SCAN_CHANNELS;
     int chunks = s.chunks - SUMMARY, chunk = blockIdx.x / blocks % chunks + SUMMARY, b = blockIdx.x / blocks / chunks;
-    int begin = chunk * s.chunk_len, end = min(s.len, begin + s.chunk_len), tiles = (s.len + P::TILE - 1) / P::TILE;
-    int warp = threadIdx.x / 32, lane = threadIdx.x % 32, n0 = lane / P::WARP_CHANNELS * P::STATES;
-    int channel = warp * P::WARP_CHANNELS + lane % P::WARP_CHANNELS, d = d0 + channel;
-    int c4 = threadIdx.x % P::QUADS * 4, t4 = threadIdx.x / P::QUADS, have = s.d_inner - d0 - c4;
+    int begin = chunk * s.chunk_len, end = min(s.len, begin + s.chunk_len), last = (end - 1) / TILE * TILE;
+    int warp = threadIdx.x / 32, lane = threadIdx.x % 32, channel = warp * 8 + lane % 8, d = d0 + channel,
+        n0 = lane / 8 * 4, order = lane % 8 / 2 % ORDERS;
+    int t4 = threadIdx.x / 8, c4 = threadIdx.x % 8 * 4, d4 = d0 + c4, have = s.d_inner - d4;
+    int tn = threadIdx.x / 4, n4 = threadIdx.x % 4 * 4, have_n = s.d_state - s.n_first - n4;
 
-    float A[P::STATES], g[P::STATES], dA[P::STATES] = {}, bias[4], D[4], dbias[4] = {}, dD[4] = {}, delta_sum = 0;
+    float A[4], g[4] = {}, dA[4] = {}, bias[4], D = d < s.d_inner ? s.D[d] : 0, dD = 0, dbias = 0, delta_sum = 0;
     for (int i = 0; i < 4; i++) {
-        bias[i] = i < have ? s.dt_bias[d0 + c4 + i] : 0;
-        D[i] = i < have ? s.D[d0 + c4 + i] : 0;
-    }
-    for (int i = 0; i < P::STATES; i++) {
-        A[i] = d < s.d_inner && n0 + i < s.d_state ? -LOG2_E * expf(s.A_log[(size_t)d * s.d_state + n0 + i]) : 0;
-        g[i] = 0;
+        int n = s.n_first + n0 + (i ^ order);
+        A[i] = d < s.d_inner && n < s.d_state ? -LOG2_E * expf(s.A_log[(size_t)d * s.d_state + n]) : 0;
+        bias[i] = i < have ? s.dt_bias[d4 + i] : 0;
     }
     if (!SUMMARY && d < s.d_inner)
-        for (int c = s.chunks - 1; c > chunk; c--) {
-            size_t at = ((size_t)b * s.chunks + c) * s.d_inner + d;
-            for (int i = 0; i < P::STATES; i++)
-                g[i] = then(Affine{0, g[i]}, Affine{exp2_fast(A[i] * s.chunk_delta[at]), s.chunk_end[at * P::N + n0 + i]}).b;
+        for (int k = s.chunks - 1; k > chunk; k--) { /* the chunks behind this one */
+            size_t at = ((size_t)b * s.chunks + k) * s.d_inner + d;
+            for (int i = 0; i < 4; i++)
+                g[i] = then(Affine{0, g[i]}, Affine{exp2_fast(A[i] * s.chunk_delta[at]),
+                                                    s.chunk_end[at * SCAN_STATES + n0 + (i ^ order)]})
+                           .b;
         }
 
-    for (int tile = begin + (end - 1 - begin) / P::TILE * P::TILE; tile >= begin; tile -= P::TILE) {
-        size_t row = (size_t)b * s.len + tile;
-        Four<T> u[P::PER_THREAD], dt[P::PER_THREAD], z[P::PER_THREAD], d_out[P::PER_THREAD];
-        for (int k = 0; k < P::PER_THREAD; k++) {
-            int t = t4 + k * (P::THREADS / P::QUADS), n = tile + t < end ? have : 0;
-            if (P::ITEMS % P::THREADS != 0 && t >= P::TILE) break;
-            dt[k] = load_four(s.dt + (row + t) * s.ld_dt + d0 + c4, n, s.aligned);
-            if (!SUMMARY) u[k] = load_four(s.u + (row + t) * s.ld_u + d0 + c4, n, s.aligned);
-            z[k] = load_four(s.z + (row + t) * s.ld_z + d0 + c4, n, s.aligned);
-            d_out[k] = load_four(s.d_out + (row + t) * s.ld_d_out + d0 + c4, n, s.aligned);
-            for (int i = 0; i < 4; i++) {
-                float delta = i < n ? softplus(to_float(dt[k].v[i]) + bias[i]) : 0, x = SUMMARY ? 0 : delta * to_float(u[k].v[i]);
-                float gate = to_float(z[k].v[i]);
-                shared.dx[t][c4 + i] = make_float2(delta, x);
-                shared.weight[0][t][c4 + i] = x;
-                shared.weight[1][t][c4 + i] = to_float(d_out[k].v[i]) * gate * sigmoid(gate);
-            }
+    size_t rows_all = (size_t)s.batch * s.len, row = (size_t)b * s.len + last,
+           tile_at = (size_t)b * ((s.len + TILE - 1) / TILE) + last / TILE;
+    const T *u_at = s.u + (row + t4) * s.ld_u + d4, *dt_at = s.dt + (row + t4) * s.ld_dt + d4,
+            *z_at = s.z + (row + t4) * s.ld_z + d4;
+    const T *d_out_at = s.d_out + (row + t4) * s.ld_d_out + d4;
+    const T *B_at = s.B + (row + tn) * s.ld_bc + s.n_first + n4, *C_at = s.C + (row + tn) * s.ld_bc + s.n_first + n4;
+    T *du_at = s.du + (row + t4) * s.ld_du + d4, *ddt_at = s.ddt + (row + t4) * s.ld_ddt + d4,
+      *dz_at = s.dz + (row + t4) * s.ld_dz + d4;
+    const float *checkpoint =
+        s.checkpoints + ((tile_at * s.slices + s.n_first / SCAN_STATES) * s.d_inner + d) * SCAN_STATES + n0;
+    float *part_bc = s.part_bc + ((block * rows_all + row + threadIdx.x / 8) * 2) * SCAN_STATES + threadIdx.x % 8 * 4;
+    bool first_slice = s.n_first == 0, last_slice = s.n_first + SCAN_STATES >= s.d_state;
+    Four<T> u[2] = {}, dt[2], z[2], d_out[2], B_four = {}, C_four;
+    float4 h_first;
+    auto load = [&](int rows) {
+        for (int k = 0; k < 2; k++) {
+            int n = t4 + 16 * k < rows ? have : 0;
+            dt[k] = load_four<FAST>(dt_at + k * 16 * (ptrdiff_t)s.ld_dt, n);
+            z[k] = load_four<FAST>(z_at + k * 16 * (ptrdiff_t)s.ld_z, n);
+            d_out[k] = load_four<FAST>(d_out_at + k * 16 * (ptrdiff_t)s.ld_d_out, n);
+            if (!SUMMARY) u[k] = load_four<FAST>(u_at + k * 16 * (ptrdiff_t)s.ld_u, n);
         }
-        if (!SUMMARY) load_states<P>(shared.B, s.B + row * s.ld_bc, s.ld_bc, end - tile, s.d_state, s.aligned_bc);
-        load_states<P>(shared.C, s.C + row * s.ld_bc, s.ld_bc, end - tile, s.d_state, s.aligned_bc);
-        float h[P::GROUP + 1][P::STATES] = {}, abar[P::GROUP][P::STATES];
-        if (!SUMMARY && d < s.d_inner) {
-            const float *from = s.checkpoints + (((size_t)b * tiles + tile / P::TILE) * s.d_inner + d) * P::N + n0;
-            for (int i = 0; i < P::STATES; i++) h[0][i] = from[i];
+        C_four = load_four<FAST>(C_at, tn < rows ? have_n : 0);
+        if (!SUMMARY) B_four = load_four<FAST>(B_at, tn < rows ? have_n : 0);
+        if (!SUMMARY) h_first = d < s.d_inner && rows > 0 ? *(const float4 *)checkpoint : make_float4(0, 0, 0, 0);
+        u_at -= TILE * (ptrdiff_t)s.ld_u, dt_at -= TILE * (ptrdiff_t)s.ld_dt, z_at -= TILE * (ptrdiff_t)s.ld_z,
+            d_out_at -= TILE * (ptrdiff_t)s.ld_d_out;
+        B_at -= TILE * (ptrdiff_t)s.ld_bc, C_at -= TILE * (ptrdiff_t)s.ld_bc,
+            checkpoint -= (size_t)s.slices * s.d_inner * SCAN_STATES;
+    };
+    load(end - last);
+    for (int tile = last; tile >= begin; tile -= TILE) {
+        for (int k = 0; k < 2; k++) {
+            float delta[4], slope[4], x[4], input[4], dy[4], dgate[4], gate[4];
+            unpack(delta, dt[k]), unpack(gate, z[k]), unpack(dy, d_out[k]), unpack(input, u[k]);
+            for (int i = 0; i < 4; i++) {
+                float open = sigmoid(gate[i]);
+                delta[i] = softplus(delta[i] + bias[i], &slope[i]);
+                if (tile + t4 + 16 * k >= end) delta[i] = 0;
+                x[i] = delta[i] * input[i];
+                dy[i] *= open;
+                dgate[i] = dy[i] + dy[i] * gate[i] * (1 - open);
+                dy[i] *= gate[i];
+            }
+            store_steps(shared.steps, t4 + 16 * k, c4, delta, x);
+            store_plane(shared.dy, t4 + 16 * k, c4, dy);
+            if (SUMMARY) continue;
+            store_plane(shared.u, t4 + 16 * k, c4, input);
+            store_plane(shared.slope, t4 + 16 * k, c4, slope);
+            store_plane(shared.dgate, t4 + 16 * k, c4, dgate);
+        }
+        float B[4], C[4];
+        unpack(B, B_four), unpack(C, C_four);
+        for (int k = 0; k < ORDERS; k++) {
+            *(float4 *)shared.C[tn][n4 / 4][k] = make_float4(C[0 ^ k], C[1 ^ k], C[2 ^ k], C[3 ^ k]);
+            if (!SUMMARY) *(float4 *)shared.B[tn][n4 / 4][k] = make_float4(B[0 ^ k], B[1 ^ k], B[2 ^ k], B[3 ^ k]);
         }
         __syncthreads();
         if (SUMMARY) {
+            load(tile > begin ? TILE : 0);
 #pragma unroll 4
-            for (int t = P::TILE - 1; t >= 0; t--) {
-                float delta = shared.dx[t][channel].x, dy = shared.weight[1][t][channel];
-                for (int i = 0; i < P::STATES; i++) g[i] = (dy * shared.C[t][n0 + i] + g[i]) * exp2_fast(delta * A[i]);
+            for (int t = TILE - 1; t >= 0; t--) {
+                float delta = shared.steps[t][channel].x, dy = shared.dy[t][channel];
+                for (int i = 0; i < 4; i++)
+                    g[i] = (dy * shared.C[t][n0 / 4][order][i] + g[i]) * exp2_fast(delta * A[i]);
                 delta_sum += delta;
             }
             __syncthreads();
             continue;
         }
-        for (int group = 0; group < P::TILE / P::GROUP; group++) {
-            for (int i = 0; i < P::STATES; i++) shared.h[group][threadIdx.x][i] = h[0][i];
-            if (group < P::TILE / P::GROUP - 1)
-                for (int k = 0; k < P::GROUP; k++) {
-                    int t = group * P::GROUP + k;
-                    float2 dx = shared.dx[t][channel];
-                    for (int i = 0; i < P::STATES; i++) h[0][i] = exp2_fast(dx.x * A[i]) * h[0][i] + dx.y * shared.B[t][n0 + i];
-                }
+        float h[GROUP + 1][4], abar[GROUP][4];
+        put_in_order(h[0], h_first, order);
+        for (int group = 0; group < TILE; group += GROUP) {
+            shared.h[group / GROUP][threadIdx.x] = make_float4(h[0][0], h[0][1], h[0][2], h[0][3]);
+            if (group == TILE - GROUP) break;
+            for (int t = group; t < group + GROUP; t++) {
+                float2 step = shared.steps[t][channel];
+                for (int i = 0; i < 4; i++)
+                    h[0][i] = exp2_fast(step.x * A[i]) * h[0][i] + step.y * shared.B[t][n0 / 4][order][i];
+            }
         }
 #pragma unroll 1
-        for (int group = P::TILE / P::GROUP - 1; group >= 0; group--) {
-            for (int i = 0; i < P::STATES; i++) h[0][i] = shared.h[group][threadIdx.x][i];
-            for (int k = 0; k < P::GROUP; k++) {
-                int t = group * P::GROUP + k;
-                float2 dx = shared.dx[t][channel];
-                for (int i = 0; i < P::STATES; i++) {
-                    abar[k][i] = exp2_fast(dx.x * A[i]);
-                    h[k + 1][i] = abar[k][i] * h[k][i] + dx.y * shared.B[t][n0 + i];
+        for (int group = TILE - GROUP; group >= 0; group -= GROUP) {
+            float4 before = shared.h[group / GROUP][threadIdx.x];
+            h[0][0] = before.x, h[0][1] = before.y, h[0][2] = before.z, h[0][3] = before.w;
+            for (int k = 0; k < GROUP; k++) {
+                float2 step = shared.steps[group + k][channel];
+                for (int i = 0; i < 4; i++) {
+                    abar[k][i] = exp2_fast(step.x * A[i]);
+                    h[k + 1][i] = abar[k][i] * h[k][i] + step.y * shared.B[group + k][n0 / 4][order][i];
                 }
             }
 #pragma unroll
-            for (int k4 = P::GROUP - 4; k4 >= 0; k4 -= 4) {
-                int t = group * P::GROUP + k4;
-                float dh_B[4], Agh[4], y[4];
+            for (int four = GROUP - 4; four >= 0;
+                 four -= 4) { /* the sums over n are taken for four positions at a time */
+                float dh_B[4] = {}, Agh[4] = {}, y[4] = {}, dB[4][4], dC[4][4];
 #pragma unroll
                 for (int k = 3; k >= 0; k--) {
-                    float delta = shared.dx[t + k][channel].x, dy = shared.weight[1][t + k][channel], dh[P::STATES];
-                    dh_B[k] = Agh[k] = y[k] = 0;
-                    for (int i = 0; i < P::STATES; i++) {
-                        float C = shared.C[t + k][n0 + i];
-                        dh[i] = dy * C + g[i];
-                        g[i] = dh[i] * abar[k4 + k][i];
-                        float gh = g[i] * h[k4 + k][i];
-                        dh_B[k] += dh[i] * shared.B[t + k][n0 + i];
+                    int t = group + four + k;
+                    float2 step = shared.steps[t][channel];
+                    float dy = shared.dy[t][channel];
+                    for (int i = 0; i < 4; i++) {
+                        float B = shared.B[t][n0 / 4][order][i], C = shared.C[t][n0 / 4][order][i];
+                        float dh = dy * C + g[i], h_now = h[four + k + 1][i];
+                        g[i] = dh * abar[four + k][i];
+                        float gh = g[i] * h[four + k][i];
+                        dh_B[k] += dh * B;
                         Agh[k] += gh * A[i];
-                        dA[i] += gh * delta;
-                        y[k] += h[k4 + k + 1][i] * C;
+                        dA[i] += gh * step.x;
+                        y[k] += h_now * C;
+                        dB[k][i] = dh * step.y;
+                        dC[k][i] = h_now * dy;
                     }
-                    float *to = &shared.exchange[warp][k][0][lane % P::WARP_CHANNELS * P::N + n0];
-                    for (int i = 0; i < P::STATES; i += 4) {
-                        float *now = h[k4 + k + 1] + i;
-                        *(float4 *)(to + i) = make_float4(dh[i], dh[i + 1], dh[i + 2], dh[i + 3]);
-                        *(float4 *)(to + P::WARP_CHANNELS * P::N + 16 + i) = make_float4(now[0], now[1], now[2], now[3]);
+                    for (int i = 0; FAST && i < 2; i++) {
+                        dB[k][i] += __shfl_xor_sync(~0u, dB[k][i + 2], 4);
+                        dC[k][i] += __shfl_xor_sync(~0u, dC[k][i + 2], 4);
                     }
+                    if (!FAST) fold<4>(dB[k], 4), fold<4>(dC[k], 4);
                 }
-                float sum_B = sum_states<P::WARP_CHANNELS>(dh_B), sum_A = LN_2 * sum_states<P::WARP_CHANNELS>(Agh);
-                float sum_y = sum_states<P::WARP_CHANNELS>(y);
-                __syncwarp();
-                for (int i = lane; i < 2 * P::N; i += 32) {
-                    int n = i % (P::N / 4) * 4, which = i / (P::N / 4) % 2, k = i / (P::N / 2);
-                    float4 sum = make_float4(0, 0, 0, 0);
-                    for (int c = 0; c < P::WARP_CHANNELS; c++) {
-                        float4 v = *(const float4 *)&shared.exchange[warp][k][which][c * P::N + n];
-                        float w = shared.weight[which][t + k][warp * P::WARP_CHANNELS + c];
-                        sum = make_float4(sum.x + w * v.x, sum.y + w * v.y, sum.z + w * v.z, sum.w + w * v.w);
-                    }
-                    *(float4 *)&shared.part[t + k][warp][which][n] = sum;
+                for (int k = 0; k < 4; k++) {
+                    if (FAST)
+                        dB[k][0] += __shfl_xor_sync(~0u, dB[k][1], 2), dC[k][0] += __shfl_xor_sync(~0u, dC[k][1], 2);
+                    else fold<2>(dB[k], 2), fold<2>(dC[k], 2);
                 }
-                __syncwarp();
-                if (lane % 8 < P::WARP_CHANNELS) {
-                    shared.dx[t + lane / 8][channel] = make_float2(sum_B, sum_A);
-                    shared.weight[0][t + lane / 8][channel] = sum_y;
+                for (int k = 0; k < 4;
+                     k++) { /* now lane c has state c / 2 of both; of lanes 2i and 2i + 1, the first gets dB */
+                    float dBC[2] = {dB[k][0], dC[k][0]};
+                    fold<2>(dBC, 1);
+                    shared.part[group + four + k][warp][lane % 2][n0 + lane % 8 / 2] = dBC[0];
                 }
+                int t = group + four + lane / 8; /* the position that this lane finishes */
+                float sum_B = sum_states(dh_B), sum_A = LN_2 * sum_states(Agh), sum_y = sum_states(y);
+                if (!FAST && tile + t < end && d < s.d_inner) {
+                    float *more = s.more + (((size_t)b * s.len + tile + t) * s.d_inner + d) * 3;
+                    if (!first_slice) sum_B += more[0], sum_A += more[1], sum_y += more[2];
+                    if (!last_slice) more[0] = sum_B, more[1] = sum_A, more[2] = sum_y;
+                }
+                float dy = shared.dy[t][channel], u = shared.u[t][channel],
+                      ddt = (u * sum_B + sum_A) * shared.slope[t][channel];
+                shared.u[t][channel] = shared.steps[t][channel].x * sum_B + D * dy;
+                shared.slope[t][channel] = ddt;
+                shared.dgate[t][channel] *= sum_y + D * u;
+                dD += dy * u;
+                dbias += ddt;
             }
         }
+        load(tile > begin ? TILE : 0); /* of the next tile, the one before; nothing if there is none */
         __syncthreads();
-        for (int i = threadIdx.x; i < P::TILE * P::N / 2; i += P::THREADS) {
-            int n = i % (P::N / 4) * 4, which = i / (P::N / 4) % 2, t = i / (P::N / 2);
-            if (tile + t >= end) break;
-            float4 sum = make_float4(0, 0, 0, 0);
-            for (int w = 0; w < P::WARPS; w++) {
-                float4 v = *(const float4 *)&shared.part[t][w][which][n];
-                sum = make_float4(sum.x + v.x, sum.y + v.y, sum.z + v.z, sum.w + v.w);
-            }
-            *(float4 *)&s.part_bc[(((size_t)block * s.batch * s.len + row + t) * 2 + which) * P::N + n] = sum;
+        for (int k = 0; k < 2; k++) {
+            int t = t4 + 16 * k, n = tile + t < end ? have : 0;
+            store_four<FAST>(ddt_at + k * 16 * (ptrdiff_t)s.ld_ddt, &shared.slope[t][c4], n);
+            store_four<FAST>(du_at + k * 16 * (ptrdiff_t)s.ld_du, &shared.u[t][c4], n);
+            store_four<FAST>(dz_at + k * 16 * (ptrdiff_t)s.ld_dz, &shared.dgate[t][c4], n);
+            float sum[4] = {};
+            for (int w = 0; w < SCAN_WARPS; w++)
+                for (int i = 0; i < 4; i++) sum[i] += shared.part[t][w][c4 / SCAN_STATES][c4 % SCAN_STATES + i];
+            if (tile + t < end)
+                *(float4 *)(part_bc + k * 16 * 2 * SCAN_STATES) = make_float4(sum[0], sum[1], sum[2], sum[3]);
         }
-        for (int k = 0; k < P::PER_THREAD; k++) {
-            int t = t4 + k * (P::THREADS / P::QUADS);
-            if (t >= P::TILE || tile + t >= end) break;
-            float du[4], ddt[4], dz[4];
-            for (int i = 0; i < 4; i++) {
-                float v = to_float(dt[k].v[i]) + bias[i], gate = to_float(z[k].v[i]), input = to_float(u[k].v[i]), open = sigmoid(gate);
-                float2 sums = shared.dx[t][c4 + i];
-                float dy = to_float(d_out[k].v[i]) * gate * open;
-                du[i] = softplus(v) * sums.x + D[i] * dy;
-                ddt[i] = (input * sums.x + sums.y) * sigmoid(v);
-                dz[i] = (shared.weight[0][t][c4 + i] + D[i] * input) * to_float(d_out[k].v[i]) * open * (1 + gate * (1 - open));
-                dD[i] += dy * input;
-                dbias[i] += i < have ? ddt[i] : 0;
-            }
-            store_four(s.du + (row + t) * s.ld_du + d0 + c4, du, have, s.aligned);
-            store_four(s.ddt + (row + t) * s.ld_ddt + d0 + c4, ddt, have, s.aligned);
-            store_four(s.dz + (row + t) * s.ld_dz + d0 + c4, dz, have, s.aligned);
-        }
+        ddt_at -= TILE * (ptrdiff_t)s.ld_ddt, du_at -= TILE * (ptrdiff_t)s.ld_du, dz_at -= TILE * (ptrdiff_t)s.ld_dz;
+        part_bc -= TILE * 2 * SCAN_STATES;
         __syncthreads();
     }
     size_t at = (size_t)b * s.chunks + chunk;
+    for (int lanes = 16; lanes >= 8; lanes /= 2)
+        dD += __shfl_xor_sync(~0u, dD, lanes), dbias += __shfl_xor_sync(~0u, dbias, lanes);
+    if (d >= s.d_inner) return;
     if (SUMMARY) {
-        if (d >= s.d_inner) return;
-        for (int i = 0; i < P::STATES; i++) s.chunk_end[(at * s.d_inner + d) * P::N + n0 + i] = g[i];
+        for (int i = 0; i < 4; i++) s.chunk_end[(at * s.d_inner + d) * SCAN_STATES + n0 + (i ^ order)] = g[i];
         if (n0 == 0) s.chunk_delta[at * s.d_inner + d] = delta_sum;
         return;
     }
-    float *part = s.part_channels + at * s.d_inner * (P::N + 2);
-    if (d < s.d_inner)
-        for (int i = 0; i < P::STATES; i++) part[(size_t)d * P::N + n0 + i] = dA[i];
-    float (*row_sums)[2][P::CHANNELS] = (float (*)[2][P::CHANNELS])shared.part; /* dD, dbias: (THREADS / QUADS, 2, CHANNELS) */
-    for (int i = 0; i < 4; i++) row_sums[t4][0][c4 + i] = dD[i], row_sums[t4][1][c4 + i] = dbias[i];
-    __syncthreads();
-    for (int i = threadIdx.x; i < 2 * P::CHANNELS; i += P::THREADS) {
-        int which = i / P::CHANNELS, c = i % P::CHANNELS;
-        float sum = 0;
-        for (int k = 0; k < P::THREADS / P::QUADS; k++) sum += row_sums[k][which][c];
-        if (d0 + c < s.d_inner) part[(size_t)s.d_inner * (P::N + which) + d0 + c] = sum;
-    }
+    float *part = s.part_channels + at * s.d_inner * (SCAN_STATES + 2);
+    for (int i = 0; i < 4; i++) part[(size_t)d * SCAN_STATES + n0 + (i ^ order)] = dA[i];
+    if (n0 == 0)
+        part[(size_t)s.d_inner * SCAN_STATES + d] = dD, part[(size_t)s.d_inner * (SCAN_STATES + 1) + d] = dbias;
 }
 
-/* Sums what the blocks of scan_backward_kernel left, in a fixed order: dB and dC over channels, dA_log, dD and ddt_bias over sequences and chunks. A thread
-   has one element; blocks from bc_blocks on do the parameters. dA_log = A dA. */
-template <class T, class P> static __global__ void __launch_bounds__(256) scan_gradients_kernel(Scan<T> s, int bc_blocks) {
+/* Sums what the blocks of scan_backward_kernel left, in a fixed order: dB and dC over channels, dA_log, dD and ddt_bias
+   over sequences and chunks. A thread has one element; blocks from bc_blocks on do the parameters. dA_log = A dA. */
+template <class T> static __global__ void __launch_bounds__(256) scan_gradients_kernel(Scan<T> s, int bc_blocks) {
     size_t rows = (size_t)s.batch * s.len;
     if ((int)blockIdx.x < bc_blocks) {
-        size_t i = (size_t)blockIdx.x * 256 + threadIdx.x, row = i / (2 * P::N);
-        int n = i % P::N, which = i / P::N % 2, blocks = (s.d_inner + P::CHANNELS - 1) / P::CHANNELS;
+        size_t i = (size_t)blockIdx.x * 256 + threadIdx.x, row = i / (2 * SCAN_STATES);
+        int n = s.n_first + i % SCAN_STATES, which = i / SCAN_STATES % 2,
+            blocks = (s.d_inner + SCAN_CHANNELS - 1) / SCAN_CHANNELS;
         if (row >= rows || n >= s.d_state) return;
         float sum = 0;
 #pragma unroll 8
-        for (int k = 0; k < blocks; k++) sum += s.part_bc[(size_t)k * rows * 2 * P::N + i];
+        for (int k = 0; k < blocks; k++) sum += s.part_bc[(size_t)k * rows * 2 * SCAN_STATES + i];
         store((which ? s.dC : s.dB) + row * s.ld_dbc + n, sum);
     } else {
-        size_t i = (size_t)(blockIdx.x - bc_blocks) * 256 + threadIdx.x, width = (size_t)s.d_inner * (P::N + 2), d = i / P::N;
-        int n = i % P::N;
+        size_t i = (size_t)(blockIdx.x - bc_blocks) * 256 + threadIdx.x, width = (size_t)s.d_inner * (SCAN_STATES + 2),
+               d = i / SCAN_STATES;
+        int n = s.n_first + i % SCAN_STATES;
         if (i >= width) return;
         float sum = 0;
 #pragma unroll 8
         for (int k = 0; k < s.batch * s.chunks; k++) sum += s.part_channels[k * width + i];
-        if (i >= width - s.d_inner) s.ddt_bias[i + s.d_inner - width] += sum;
-        else if (i >= width - 2 * s.d_inner) s.dD[i + 2 * s.d_inner - width] += sum;
-        else if (n < s.d_state) s.dA_log[d * s.d_state + n] -= sum * expf(s.A_log[d * s.d_state + n]);
+        if (d < (size_t)s.d_inner) {
+            if (n < s.d_state) s.dA_log[d * s.d_state + n] -= sum * expf(s.A_log[d * s.d_state + n]);
+        } else if (s.n_first + SCAN_STATES >= s.d_state) { /* dD and dbias are whole with the last states */
+            size_t k = i - (size_t)s.d_inner * SCAN_STATES;
+            if (k < (size_t)s.d_inner) s.dD[k] += sum;
+            else s.ddt_bias[k - s.d_inner] += sum;
+        }
     }
 }
 
-/* How the scan of a shape is cut up: one of three plans by d_state, and as many chunks of len as fill the device. */
-typedef struct { int plan, tile, states, channels, chunks, chunk_len; } ScanShape;
+/* How a scan is cut up: states into slices, len into chunks where batch and channels do not fill the device. */
+typedef struct {
+    int slices, tiles, blocks, chunks, chunks_backward;
+} ScanShape;
 
-typedef ScanPlan<4, 4, 32, 8> Plan16;
-typedef ScanPlan<16, 4, 16, 8> Plan64;
-typedef ScanPlan<32, 8, 4, 4> Plan256;
+/* The number of chunks that takes least time. A multiprocessor gets `n` blocks, walks `resident` of them at a time, and
+   k < resident together take (k + 0.6) / (resident + 0.6) of the time of that many; summaries, of all chunks but one,
+   cost `summary` of the walk. */
+static int scan_chunks(long blocks, int tiles, int multiprocessors, int resident, double summary) {
+    int best = 1;
+    double least = 1e300;
+    for (int chunks = 1; chunks <= 32 && chunks * 4 <= max(tiles, 4); chunks++) {
+        long n = (blocks * chunks + multiprocessors - 1) / multiprocessors, rest = n % resident;
+        double rounds = (double)(n / resident) + (rest > 0 ? (rest + 0.6) / (resident + 0.6) : 0);
+        double time = rounds * ceil_div(tiles, chunks) * (1 + summary * (chunks - 1) / chunks);
+        if (time < least) least = time, best = chunks;
+    }
+    return ceil_div(tiles, ceil_div(tiles, best));
+}
 
 static ScanShape scan_shape(int batch, int len, int d_inner, int d_state, int multiprocessors) {
-    ScanShape shape = {};
-    shape.plan = d_state <= 16 ? 16 : d_state <= 64 ? 64 : 256;
-    shape.tile = shape.plan == 16 ? Plan16::TILE : shape.plan == 64 ? Plan64::TILE : Plan256::TILE;
-    shape.channels = shape.plan == 16 ? Plan16::CHANNELS : shape.plan == 64 ? Plan64::CHANNELS : Plan256::CHANNELS;
-    shape.states = shape.plan;
-    long blocks = (long)batch * ceil_div(d_inner, shape.channels), want = 3L * multiprocessors;
-    int tiles = ceil_div(len, shape.tile);
-    shape.chunks = blocks * 2 > want ? 1 : (int)min(want / blocks, (long)min(32, ceil_div(tiles, 4)));
-    shape.chunk_len = ceil_div(tiles, shape.chunks) * shape.tile;
-    shape.chunks = ceil_div(len, shape.chunk_len);
+    multiprocessors = max(multiprocessors, 1);
+    ScanShape shape = {ceil_div(d_state, SCAN_STATES), ceil_div(len, TILE), ceil_div(d_inner, SCAN_CHANNELS), 1, 1};
+    shape.chunks = scan_chunks((long)batch * shape.blocks, shape.tiles, multiprocessors, 4, 0.8);
+    shape.chunks_backward = scan_chunks((long)batch * shape.blocks, shape.tiles, multiprocessors, 3, 0.25);
     return shape;
 }
 
 /* Floats for the checkpoints of one layer. */
 static size_t scan_checkpoints(ScanShape shape, int batch, int len, int d_inner) {
-    return (size_t)batch * ceil_div(len, shape.tile) * d_inner * shape.states;
+    (void)len;
+    return (size_t)batch * shape.tiles * shape.slices * d_inner * SCAN_STATES;
 }
 
-/* Floats for scratch, which no call leaves anything in. */
+/* Cuts the scratch up; returns its size in floats. */
+template <class T> static size_t scan_prepare(Scan<T> *s, ScanShape shape, int backward) {
+    size_t rows = (size_t)s->batch * s->len, used = 0, chunks;
+    auto take = [&](size_t n) {
+        float *p = s->scratch + used;
+        used += (n + 3) / 4 * 4;
+        return p;
+    };
+    s->slices = shape.slices, s->chunks = backward ? shape.chunks_backward : shape.chunks;
+    s->chunk_len = ceil_div(shape.tiles, s->chunks) * TILE;
+    chunks = (size_t)s->batch * s->chunks;
+    if (s->chunks > 1)
+        s->chunk_delta = take(chunks * s->d_inner), s->chunk_end = take(chunks * s->d_inner * SCAN_STATES);
+    if (s->slices > 1) s->more = take((backward ? 3 : 1) * rows * s->d_inner);
+    if (backward)
+        s->part_bc = take(shape.blocks * rows * 2 * SCAN_STATES),
+        s->part_channels = take(chunks * s->d_inner * (SCAN_STATES + 2));
+    return used;
+}
+
+/* Floats of scratch; nothing in it outlives a call. */
 static size_t scan_scratch(ScanShape shape, int batch, int len, int d_inner, int backward) {
-    size_t summaries = shape.chunks > 1 ? (size_t)batch * shape.chunks * d_inner * (shape.states + 1) : 0;
-    if (!backward) return summaries;
-    return summaries + (size_t)batch * shape.chunks * d_inner * (shape.states + 2) +
-           (size_t)ceil_div(d_inner, shape.channels) * batch * len * 2 * shape.states;
+    Scan<float> s = {};
+    s.batch = batch, s.len = len, s.d_inner = d_inner;
+    return scan_prepare(&s, shape, backward);
 }
 
-template <class T> static bool fours(const T *p, size_t ld) { return (uintptr_t)p % (4 * sizeof(T)) == 0 && ld % 4 == 0; }
-
-template <class T> static void scan_prepare(Scan<T> *s, ScanShape shape) {
-    s->chunks = shape.chunks, s->chunk_len = shape.chunk_len;
-    s->aligned = fours(s->u, s->ld_u) && fours(s->dt, s->ld_dt) && fours(s->z, s->ld_z) && (s->out == nullptr || fours(s->out, s->ld_out));
-    if (s->d_out != nullptr)
-        s->aligned = s->aligned && fours(s->d_out, s->ld_d_out) && fours(s->du, s->ld_du) && fours(s->ddt, s->ld_ddt) && fours(s->dz, s->ld_dz);
-    s->aligned_bc = fours(s->B, s->ld_bc) && fours(s->C, s->ld_bc);
-    /* parts read as float4 come first */
-    size_t summaries = shape.chunks > 1 ? (size_t)s->batch * shape.chunks * s->d_inner : 0;
-    s->part_bc = s->scratch;
-    s->chunk_end = s->part_bc + (s->d_out == nullptr ? 0 : (size_t)ceil_div(s->d_inner, shape.channels) * s->batch * s->len * 2 * shape.states);
-    s->chunk_delta = s->chunk_end + summaries * shape.states;
-    s->part_channels = s->chunk_delta + summaries;
+template <class T> static bool fours(const T *p, size_t ld) {
+    return (uintptr_t)p % (4 * sizeof(T)) == 0 && ld % 4 == 0;
 }
 
-template <class T, class P, bool SUMMARY> static int scan_launch(void (*kernel)(Scan<T>), size_t shared, const Scan<T> &s, cudaStream_t stream) {
-    long blocks = (long)ceil_div(s.d_inner, P::CHANNELS) * s.batch * (s.chunks - SUMMARY);
+template <class T>
+static int scan_launch(void (*kernel)(Scan<T>), size_t shared, const Scan<T> &s, int chunks, cudaStream_t stream) {
+    long blocks = (long)ceil_div(s.d_inner, SCAN_CHANNELS) * s.batch * chunks;
     if (blocks > INT_MAX) return fail("scan: %ld blocks are too many", blocks);
     if (blocks == 0) return 0;
     CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared));
-    CUDA(launch(kernel, dim3((unsigned)blocks), dim3(P::THREADS), shared, stream, s));
+    CUDA(launch(kernel, dim3((unsigned)blocks), dim3(SCAN_THREADS), shared, stream, s));
     return 0;
 }
 
-template <class T, class P> static int scan_forward_plan(const Scan<T> &s, cudaStream_t stream) {
-    TRY((scan_launch<T, P, true>(scan_forward_kernel<T, P, true>, sizeof(ForwardShared<P>), s, stream)));
-    return scan_launch<T, P, false>(scan_forward_kernel<T, P, false>, sizeof(ForwardShared<P>), s, stream);
+template <class T, bool FAST> static int scan_forward_slices(Scan<T> s, cudaStream_t stream) {
+    for (s.n_first = 0; s.n_first < s.d_state; s.n_first += SCAN_STATES) {
+        TRY(scan_launch(scan_forward_kernel<T, FAST, true>, sizeof(ForwardShared), s, s.chunks - 1, stream));
+        TRY(scan_launch(scan_forward_kernel<T, FAST, false>, sizeof(ForwardShared), s, s.chunks, stream));
+    }
+    return 0;
 }
 
-template <class T, class P> static int scan_backward_plan(const Scan<T> &s, cudaStream_t stream) {
-    int bc_blocks = ceil_div((long)s.batch * s.len * 2 * P::N, 256), channel_blocks = ceil_div((long)s.d_inner * (P::N + 2), 256);
-    TRY((scan_launch<T, P, true>(scan_backward_kernel<T, P, true>, sizeof(BackwardShared<P>), s, stream)));
-    TRY((scan_launch<T, P, false>(scan_backward_kernel<T, P, false>, sizeof(BackwardShared<P>), s, stream)));
-    CUDA(launch(scan_gradients_kernel<T, P>, dim3(bc_blocks + channel_blocks), dim3(256), 0, stream, s, bc_blocks));
+template <class T, bool FAST> static int scan_backward_slices(Scan<T> s, cudaStream_t stream) {
+    int bc_blocks = ceil_div((long)s.batch * s.len * 2 * SCAN_STATES, 256),
+        channel_blocks = ceil_div((long)s.d_inner * (SCAN_STATES + 2), 256);
+    for (s.n_first = 0; s.n_first < s.d_state; s.n_first += SCAN_STATES) {
+        TRY(scan_launch(scan_backward_kernel<T, FAST, true>, sizeof(BackwardShared < FAST ? 4 : 1 >), s, s.chunks - 1,
+                        stream));
+        TRY(scan_launch(scan_backward_kernel<T, FAST, false>, sizeof(BackwardShared < FAST ? 4 : 1 >), s, s.chunks,
+                        stream));
+        CUDA(launch(scan_gradients_kernel<T>, dim3(bc_blocks + channel_blocks), dim3(256), 0, stream, s, bc_blocks));
+    }
     return 0;
 }
 
 template <class T> static int scan_forward(Scan<T> s, ScanShape shape, cudaStream_t stream) {
-    s.d_out = nullptr;
-    scan_prepare(&s, shape);
-    if (shape.plan == 16) return scan_forward_plan<T, Plan16>(s, stream);
-    if (shape.plan == 64) return scan_forward_plan<T, Plan64>(s, stream);
-    return scan_forward_plan<T, Plan256>(s, stream);
+    if (s.d_state < 1 || s.d_state > MAX_STATE)
+        return fail("scan: d_state is %d; the GPU supports 1 to %d", s.d_state, (int)MAX_STATE);
+    scan_prepare(&s, shape, 0);
+    bool fast = s.slices == 1 && s.d_inner % 4 == 0 && s.d_state % 4 == 0 && fours(s.u, s.ld_u) &&
+                fours(s.dt, s.ld_dt) && fours(s.z, s.ld_z) && fours(s.B, s.ld_bc) && fours(s.C, s.ld_bc) &&
+                fours(s.out, s.ld_out);
+    return fast ? scan_forward_slices<T, true>(s, stream) : scan_forward_slices<T, false>(s, stream);
 }
 
 template <class T> static int scan_backward(Scan<T> s, ScanShape shape, cudaStream_t stream) {
-    scan_prepare(&s, shape);
-    if (shape.plan == 16) return scan_backward_plan<T, Plan16>(s, stream);
-    if (shape.plan == 64) return scan_backward_plan<T, Plan64>(s, stream);
-    return scan_backward_plan<T, Plan256>(s, stream);
+    if (s.d_state < 1 || s.d_state > MAX_STATE)
+        return fail("scan: d_state is %d; the GPU supports 1 to %d", s.d_state, (int)MAX_STATE);
+    scan_prepare(&s, shape, 1);
+    bool fast = s.slices == 1 && s.d_inner % 4 == 0 && s.d_state % 4 == 0 && fours(s.u, s.ld_u) &&
+                fours(s.dt, s.ld_dt) && fours(s.z, s.ld_z) && fours(s.B, s.ld_bc) && fours(s.C, s.ld_bc) &&
+                fours(s.d_out, s.ld_d_out) && fours(s.du, s.ld_du) && fours(s.ddt, s.ld_ddt) && fours(s.dz, s.ld_dz);
+    return fast ? scan_backward_slices<T, true>(s, stream) : scan_backward_slices<T, false>(s, stream);
 }
 
-/* Causal convolution over the last d_conv positions of each channel, then SiLU. x and u: (batch, len, d_inner); weight: (d_inner, d_conv);
-   states: (batch, d_conv - 1, d_inner), the inputs before the first position. */
+/* Causal convolution over the last d_conv positions of each channel, then SiLU. x and u: (batch, len, d_inner); weight:
+   (d_inner, d_conv); states: (batch, d_conv - 1, d_inner), the inputs before the first position. */
 template <class T> struct Conv {
     int batch, len, d_inner, d_conv;
     const T *x;
-    size_t ld_x;
-    const float *weight, *bias;                   /* bias NULL: none */
-    const float *first;                           /* NULL: zeros */
-    float *last;                                  /* NULL: not wanted; may be `first` */
+    int ld_x;
+    const float *weight, *bias; /* bias NULL: none */
+    const float *first; /* NULL: zeros */
+    float *last; /* NULL: not wanted; may be `first` */
     size_t ld_state;
     T *u;
-    size_t ld_u;
+    int ld_u;
     /* backward only */
     float *scratch;
     const T *du;
     T *dx;
-    size_t ld_du, ld_dx;
-    float *dweight, *dbias;                       /* added to; dbias NULL: none */
-    bool aligned;                                 /* filled in by the launchers */
+    int ld_du, ld_dx;
+    float *dweight, *dbias; /* added to; dbias NULL: none */
 };
 
-constexpr int CONV_STEPS = 32, CONV_WARPS = 8;    /* positions a thread walks; a block has CONV_WARPS such chunks of 128 channels */
+constexpr int CONV_STEPS = 32, CONV_WARPS = 8,
+              CONV_ROWS = 4; /* positions a thread walks; such chunks in a block; positions loaded together */
 
-/* The input at t < 0 comes from the state. */
-template <class T> static __device__ __forceinline__ void conv_input(float *x, const Conv<T> &s, int b, int t, int d, int n) {
-    Four<T> v = load_four(s.x + ((size_t)b * s.len + max(t, 0)) * s.ld_x + d, t >= 0 && t < s.len ? n : 0, s.aligned);
-    for (int i = 0; i < 4; i++) x[i] = to_float(v.v[i]);
-    if (t < 0 && s.first != nullptr && t > -s.d_conv)
+/* The input at position t of four channels from d on, n of which exist; before the first position that is the state. */
+template <bool FAST, class T>
+static __device__ __forceinline__ void conv_input(float *x, const Conv<T> &s, int b, int t, int d, int n) {
+    if (t >= 0) unpack(x, load_four<FAST>(s.x + ((size_t)b * s.len + t) * s.ld_x + d, t < s.len ? n : 0));
+    else
         for (int i = 0; i < 4; i++)
-            if (i < n) x[i] = s.first[b * s.ld_state + (size_t)(t + s.d_conv - 1) * s.d_inner + d + i];
+            x[i] = i < n && t > -s.d_conv && s.first != nullptr
+                       ? s.first[b * s.ld_state + (size_t)(t + s.d_conv - 1) * s.d_inner + d + i]
+                       : 0;
+}
+
+/* CONV_ROWS positions from p on, of which those from `first` to before `end` exist. */
+template <bool FAST, class T>
+static __device__ __forceinline__ void conv_load(Four<T> *to, const T *p, int ld, int first, int end, int n) {
+    for (int j = 0; j < CONV_ROWS; j++) to[j] = load_four<FAST>(p + j * (ptrdiff_t)ld, j >= first && j < end ? n : 0);
 }
 
 /* Weights with zeros in front, so that there are TAPS of them. */
-template <class T, int TAPS> static __device__ __forceinline__ void conv_weights(float (*w)[4], float *bias, const Conv<T> &s, int d, int n) {
+template <class T, int TAPS>
+static __device__ __forceinline__ void conv_weights(float (*w)[4], float *bias, const Conv<T> &s, int d, int n) {
     for (int k = 0; k < TAPS; k++)
         for (int i = 0; i < 4; i++) {
             int tap = k - TAPS + s.d_conv;
@@ -854,76 +1145,106 @@ template <class T, int TAPS> static __device__ __forceinline__ void conv_weights
     for (int i = 0; i < 4; i++) bias[i] = i < n && s.bias != nullptr ? s.bias[d + i] : 0;
 }
 
-/* conv_forward of mamba.c: a thread has four channels and walks CONV_STEPS positions with the last inputs in registers; the rest of its loops is the grid. */
-template <class T, int TAPS> static __global__ void __launch_bounds__(32 * CONV_WARPS) conv_forward_kernel(Conv<T> s, int chunk_blocks) {
+/* conv_forward of mamba.c: a thread has four channels and walks CONV_STEPS positions with the last inputs in registers;
+ * the rest of its loops is the grid. */
+template <class T, int TAPS, bool FAST> static __global__ void __launch_bounds__(32 * CONV_WARPS)
+    conv_forward_kernel(Conv<T> s, int chunk_blocks) {
     int d = ((int)blockIdx.x * 32 + (int)threadIdx.x % 32) * 4, n = s.d_inner - d;
-    int b = blockIdx.y / chunk_blocks, begin = ((int)blockIdx.y % chunk_blocks * CONV_WARPS + (int)threadIdx.x / 32) * CONV_STEPS;
+    int b = blockIdx.y / chunk_blocks,
+        begin = ((int)blockIdx.y % chunk_blocks * CONV_WARPS + (int)threadIdx.x / 32) * CONV_STEPS;
     if (n <= 0 || begin >= s.len) return;
-    float w[TAPS][4], bias[4], x[TAPS + 3][4];     /* x[TAPS - 1] is the input at t */
+    float w[TAPS][4], bias[4], x[TAPS - 1 + CONV_ROWS][4]; /* x[TAPS - 1] is the input at t */
+    Four<T> next[CONV_ROWS];
+    const T *x_at = s.x + ((size_t)b * s.len + begin) * s.ld_x + d;
+    T *u_at = s.u + ((size_t)b * s.len + begin) * s.ld_u + d;
+    conv_load<FAST>(next, x_at, s.ld_x, 0, s.len - begin, n);
     conv_weights<T, TAPS>(w, bias, s, d, n);
-    for (int k = 0; k < TAPS - 1; k++) conv_input(x[k], s, b, begin - TAPS + 1 + k, d, n);
-#pragma unroll 2
-    for (int t = begin; t < begin + CONV_STEPS; t += 4) {
-        for (int j = 0; j < 4; j++) conv_input(x[TAPS - 1 + j], s, b, t + j, d, n);
-        for (int j = 0; j < 4; j++) {
+    for (int k = 0; k < TAPS - 1; k++) conv_input<FAST>(x[k], s, b, begin - TAPS + 1 + k, d, n);
+    for (int t = begin; t < begin + CONV_STEPS; t += CONV_ROWS) {
+        for (int j = 0; j < CONV_ROWS; j++) unpack(x[TAPS - 1 + j], next[j]);
+        x_at += CONV_ROWS * (ptrdiff_t)s.ld_x;
+        conv_load<FAST>(next, x_at, s.ld_x, 0, min(s.len, begin + CONV_STEPS) - t - CONV_ROWS, n);
+        for (int j = 0; j < CONV_ROWS; j++) {
             float u[4];
             for (int i = 0; i < 4; i++) {
                 float sum = bias[i];
                 for (int k = 0; k < TAPS; k++) sum += w[k][i] * x[j + k][i];
                 u[i] = sum * sigmoid(sum);
             }
-            if (t + j < s.len) store_four(s.u + ((size_t)b * s.len + t + j) * s.ld_u + d, u, n, s.aligned);
+            store_four<FAST>(u_at + j * (ptrdiff_t)s.ld_u, u, t + j < s.len ? n : 0);
         }
+        u_at += CONV_ROWS * (ptrdiff_t)s.ld_u;
         for (int k = 0; k < TAPS - 1; k++)
-            for (int i = 0; i < 4; i++) x[k][i] = x[k + 4][i];
+            for (int i = 0; i < 4; i++) x[k][i] = x[k + CONV_ROWS][i];
     }
 }
 
-/* The state is the last d_conv - 1 of all inputs, those of the state before included. A thread has a channel of a sequence. */
+/* The state is the last d_conv - 1 of all inputs, those of the state before included. A thread has a channel of a
+ * sequence. */
 template <class T> static __global__ void __launch_bounds__(128) conv_state_kernel(Conv<T> s) {
     int d = blockIdx.x * 128 + threadIdx.x, b = blockIdx.y;
     if (d >= s.d_inner) return;
     for (int k = 0; k < s.d_conv - 1; k++) {
         int t = s.len - s.d_conv + 1 + k;
         float before = t < 0 && s.first != nullptr ? s.first[b * s.ld_state + (size_t)(k + s.len) * s.d_inner + d] : 0;
-        s.last[b * s.ld_state + (size_t)k * s.d_inner + d] = t < 0 ? before : to_float(s.x[((size_t)b * s.len + t) * s.ld_x + d]);
+        s.last[b * s.ld_state + (size_t)k * s.d_inner + d] =
+            t < 0 ? before : to_float(s.x[((size_t)b * s.len + t) * s.ld_x + d]);
     }
 }
 
-/* conv_backward of mamba.c, on the forward's grid. Forward was u = silu(a), a_t = bias + sum_k w_k x_{t-K+1+k}; a is computed again, then da = du silu'(a),
-       dx_t = sum_k w_k da_{t+K-1-k},  dw_k = sum_t da_t x_{t-K+1+k},  dbias = sum_t da_t.
-   A thread goes K - 1 positions past its chunk, for dx alone. dw and dbias are summed over the chunks of a block here, over blocks in
-   conv_gradients_kernel. */
-template <class T, int TAPS> static __global__ void __launch_bounds__(32 * CONV_WARPS) conv_backward_kernel(Conv<T> s, int chunk_blocks) {
+/* conv_backward of mamba.c, on the forward's grid. Forward was u = silu(a), a_t = bias + sum_k w_k x_{t-K+1+k}; a is
+   computed again, then da = du silu'(a), dx_t = sum_k w_k da_{t+K-1-k},  dw_k = sum_t da_t x_{t-K+1+k},  dbias = sum_t
+   da_t. A thread walks its positions from the last to the first, and begins with the K - 1 behind them, of which it
+   needs da. dw and dbias are summed over the chunks of a block here, over blocks in conv_gradients_kernel. */
+template <class T, int TAPS, bool FAST> static __global__ void __launch_bounds__(32 * CONV_WARPS, FAST ? 2 : 1)
+    conv_backward_kernel(Conv<T> s, int chunk_blocks) {
     __shared__ float4 part[CONV_WARPS][32];
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32, d = ((int)blockIdx.x * 32 + lane) * 4, n = s.d_inner - d;
-    int b = blockIdx.y / chunk_blocks, begin = ((int)blockIdx.y % chunk_blocks * CONV_WARPS + warp) * CONV_STEPS;
-    int end = min(s.len, begin + CONV_STEPS);
-    float w[TAPS][4], bias[4], x[TAPS][4], da[TAPS][4] = {}, dw[TAPS + 1][4] = {}; /* x[TAPS - 1], da[TAPS - 1]: at t; dw[TAPS]: dbias */
-    conv_weights<T, TAPS>(w, bias, s, d, n);
-    for (int k = 0; k < TAPS - 1; k++) conv_input(x[k], s, b, begin - TAPS + 1 + k, d, begin < s.len ? n : 0);
-#pragma unroll 4
-    for (int t = begin; t < begin + CONV_STEPS + TAPS - 1; t++) {
-        int have = begin < s.len && t < s.len ? n : 0;
-        Four<T> du = load_four(s.du + ((size_t)b * s.len + t) * s.ld_du + d, have, s.aligned);
-        conv_input(x[TAPS - 1], s, b, t, d, have);
-        float dx[4];
-        for (int i = 0; i < 4; i++) {
-            float sum = bias[i];
-            for (int k = 0; k < TAPS; k++) sum += w[k][i] * x[k][i];
-            float open = sigmoid(sum);
-            da[TAPS - 1][i] = to_float(du.v[i]) * open * (1 + sum * (1 - open));
-            if (t < end) {
-                for (int k = 0; k < TAPS; k++) dw[k][i] += da[TAPS - 1][i] * x[k][i];
-                dw[TAPS][i] += da[TAPS - 1][i];
-            }
-            dx[i] = 0;
-            for (int k = 0; k < TAPS; k++) dx[i] += w[k][i] * da[TAPS - 1 - k][i];
+    int b = blockIdx.y / chunk_blocks, begin = ((int)blockIdx.y % chunk_blocks * CONV_WARPS + warp) * CONV_STEPS,
+        end = begin + CONV_STEPS;
+    float w[TAPS][4], bias[4], dw[TAPS + 1][4] = {}; /* dw[TAPS]: dbias */
+    float x[TAPS - 1 + CONV_ROWS][4], da[TAPS - 1 + CONV_ROWS][4] = {}; /* x[TAPS - 1] and da[0] are at t */
+    if (begin < s.len) {
+        int t = end + (TAPS - 2) / CONV_ROWS * CONV_ROWS;
+        ptrdiff_t row = (ptrdiff_t)b * s.len + t;
+        const T *x_at = s.x + (row - TAPS + 1) * s.ld_x + d, *du_at = s.du + row * s.ld_du + d;
+        T *dx_at = s.dx + row * s.ld_dx + d;
+        conv_weights<T, TAPS>(w, bias, s, d, n);
+        for (int k = CONV_ROWS; k < TAPS - 1 + CONV_ROWS; k++) conv_input<FAST>(x[k], s, b, t - TAPS + 1 + k, d, n);
+#pragma unroll 1
+        for (; t >= begin; t -= CONV_ROWS) {
+            Four<T> x_new[CONV_ROWS], du_new[CONV_ROWS];
+            conv_load<FAST>(x_new, x_at, s.ld_x, TAPS - 1 - t, s.len - t + TAPS - 1, n);
+            conv_load<FAST>(du_new, du_at, s.ld_du, 0, s.len - t, n);
+            x_at -= CONV_ROWS * (ptrdiff_t)s.ld_x, du_at -= CONV_ROWS * (ptrdiff_t)s.ld_du;
+            for (int j = 0; j < CONV_ROWS; j++) unpack(x[j], x_new[j]), unpack(da[j], du_new[j]);
+            if (t < TAPS - 1)
+                for (int j = 0; j < CONV_ROWS; j++)
+                    if (t - TAPS + 1 + j < 0) conv_input<FAST>(x[j], s, b, t - TAPS + 1 + j, d, n);
+            for (int j = 0; j < CONV_ROWS; j++)
+                for (int i = 0; i < 4; i++) {
+                    float sum = bias[i];
+                    for (int k = 0; k < TAPS; k++) sum += w[k][i] * x[j + k][i];
+                    float open = sigmoid(sum);
+                    da[j][i] *= open + sum * open * (1 - open);
+                }
+            if (t < end)
+                for (int j = 0; j < CONV_ROWS; j++) {
+                    float dx[4];
+                    for (int i = 0; i < 4; i++) {
+                        dx[i] = 0;
+                        for (int k = 0; k < TAPS; k++) {
+                            dx[i] += w[k][i] * da[j + TAPS - 1 - k][i];
+                            dw[k][i] += da[j][i] * x[j + k][i];
+                        }
+                        dw[TAPS][i] += da[j][i];
+                    }
+                    store_four<FAST>(dx_at + j * (ptrdiff_t)s.ld_dx, dx, t + j < s.len ? n : 0);
+                }
+            dx_at -= CONV_ROWS * (ptrdiff_t)s.ld_dx;
+            for (int k = TAPS - 2; k >= 0; k--)
+                for (int i = 0; i < 4; i++) x[k + CONV_ROWS][i] = x[k][i], da[k + CONV_ROWS][i] = da[k][i];
         }
-        int out = t - TAPS + 1;
-        if (out >= begin && out < end) store_four(s.dx + ((size_t)b * s.len + out) * s.ld_dx + d, dx, n, s.aligned);
-        for (int k = 0; k < TAPS - 1; k++)
-            for (int i = 0; i < 4; i++) x[k][i] = x[k + 1][i], da[k][i] = da[k + 1][i];
     }
     for (int k = 0; k <= TAPS; k++) {
         __syncthreads();
@@ -937,32 +1258,44 @@ template <class T, int TAPS> static __global__ void __launch_bounds__(32 * CONV_
     }
 }
 
-/* Sums dw and dbias over the blocks of conv_backward_kernel; a thread has one element. */
-template <class T, int TAPS> static __global__ void __launch_bounds__(128) conv_gradients_kernel(Conv<T> s, int parts) {
-    int i = blockIdx.x * 128 + threadIdx.x, d = i % s.d_inner, k = i / s.d_inner, tap = k - TAPS + s.d_conv;
-    if (k > TAPS || tap < 0) return;
+/* Sums dw and dbias over the blocks of conv_backward_kernel; eight threads share an element, 32 elements a block. */
+template <class T, int TAPS> static __global__ void __launch_bounds__(256) conv_gradients_kernel(Conv<T> s, int parts) {
+    __shared__ float share[8][32];
+    int i = blockIdx.x * 32 + threadIdx.x % 32, j = threadIdx.x / 32, size = (TAPS + 1) * s.d_inner;
     float sum = 0;
-#pragma unroll 8
-    for (int p = 0; p < parts; p++) sum += s.scratch[((size_t)p * (TAPS + 1) + k) * s.d_inner + d];
+#pragma unroll 4
+    for (int p = j; p < parts && i < size; p += 8) sum += s.scratch[(size_t)p * size + i];
+    share[j][threadIdx.x % 32] = sum;
+    __syncthreads();
+    int d = i % s.d_inner, k = i / s.d_inner, tap = k - TAPS + s.d_conv;
+    if (j > 0 || i >= size || tap < 0) return;
+    for (j = 1; j < 8; j++) sum += share[j][threadIdx.x];
     if (k < TAPS) s.dweight[(size_t)d * s.d_conv + tap] += sum;
     else if (s.dbias != nullptr) s.dbias[d] += sum;
+}
+
+/* Up to four taps, and everything aligned: the usual case. */
+template <class T> static bool conv_fast(const Conv<T> &s) {
+    return s.d_conv <= 4 && s.d_inner % 4 == 0 && fours(s.x, s.ld_x) && (s.u == nullptr || fours(s.u, s.ld_u)) &&
+           (s.du == nullptr || (fours(s.du, s.ld_du) && fours(s.dx, s.ld_dx)));
 }
 
 static int conv_chunk_blocks(int len) { return ceil_div(len, CONV_STEPS * CONV_WARPS); }
 
 /* Floats of scratch for the backward pass. */
 static size_t conv_scratch(int batch, int len, int d_inner, int d_conv) {
-    return (size_t)batch * conv_chunk_blocks(len) * (d_conv <= 4 ? 5 : 9) * d_inner;
+    (void)d_conv;
+    return (size_t)batch * conv_chunk_blocks(len) * 9 * d_inner;
 }
 
 template <class T> static int conv_forward(Conv<T> s, cudaStream_t stream) {
     int chunk_blocks = conv_chunk_blocks(s.len);
     dim3 grid(ceil_div(s.d_inner, 128), s.batch * chunk_blocks), block(32 * CONV_WARPS);
     if (s.d_conv < 1 || s.d_conv > 8) return fail("conv: d_conv is %d; the GPU supports 1 to 8", s.d_conv);
-    s.aligned = fours(s.x, s.ld_x) && fours(s.u, s.ld_u);
-    if (s.d_conv <= 4) CUDA(launch(conv_forward_kernel<T, 4>, grid, block, 0, stream, s, chunk_blocks));
-    else CUDA(launch(conv_forward_kernel<T, 8>, grid, block, 0, stream, s, chunk_blocks));
-    if (s.last != nullptr && s.d_conv > 1) CUDA(launch(conv_state_kernel<T>, dim3(ceil_div(s.d_inner, 128), s.batch), dim3(128), 0, stream, s));
+    if (conv_fast(s)) CUDA(launch(conv_forward_kernel<T, 4, true>, grid, block, 0, stream, s, chunk_blocks));
+    else CUDA(launch(conv_forward_kernel<T, 8, false>, grid, block, 0, stream, s, chunk_blocks));
+    if (s.last != nullptr && s.d_conv > 1)
+        CUDA(launch(conv_state_kernel<T>, dim3(ceil_div(s.d_inner, 128), s.batch), dim3(128), 0, stream, s));
     return 0;
 }
 
@@ -970,13 +1303,12 @@ template <class T> static int conv_backward(Conv<T> s, cudaStream_t stream) {
     int chunk_blocks = conv_chunk_blocks(s.len), parts = s.batch * chunk_blocks;
     dim3 grid(ceil_div(s.d_inner, 128), parts), block(32 * CONV_WARPS);
     if (s.d_conv < 1 || s.d_conv > 8) return fail("conv: d_conv is %d; the GPU supports 1 to 8", s.d_conv);
-    s.aligned = fours(s.x, s.ld_x) && fours(s.du, s.ld_du) && fours(s.dx, s.ld_dx);
-    if (s.d_conv <= 4) {
-        CUDA(launch(conv_backward_kernel<T, 4>, grid, block, 0, stream, s, chunk_blocks));
-        CUDA(launch(conv_gradients_kernel<T, 4>, dim3(ceil_div(5L * s.d_inner, 128)), dim3(128), 0, stream, s, parts));
+    if (conv_fast(s)) {
+        CUDA(launch(conv_backward_kernel<T, 4, true>, grid, block, 0, stream, s, chunk_blocks));
+        CUDA(launch(conv_gradients_kernel<T, 4>, dim3(ceil_div(5L * s.d_inner, 32)), dim3(256), 0, stream, s, parts));
     } else {
-        CUDA(launch(conv_backward_kernel<T, 8>, grid, block, 0, stream, s, chunk_blocks));
-        CUDA(launch(conv_gradients_kernel<T, 8>, dim3(ceil_div(9L * s.d_inner, 128)), dim3(128), 0, stream, s, parts));
+        CUDA(launch(conv_backward_kernel<T, 8, false>, grid, block, 0, stream, s, chunk_blocks));
+        CUDA(launch(conv_gradients_kernel<T, 8>, dim3(ceil_div(9L * s.d_inner, 32)), dim3(256), 0, stream, s, parts));
     }
     return 0;
 }
@@ -984,21 +1316,28 @@ template <class T> static int conv_backward(Conv<T> s, cudaStream_t stream) {
 /* 4. BLOCK AND MODEL =========================================================================================== */
 
 /* The place in `compute` of a parameter. */
-template <class T> static const T *in_T(const Gpu<T> *gpu, const float *parameter) { return gpu->compute + (parameter - gpu->weights); }
+template <class T> static const T *in_T(const Gpu<T> *gpu, const float *parameter) {
+    return gpu->compute + (parameter - gpu->weights);
+}
 
-constexpr int NORM_WARPS = 4;
+constexpr int NORM_BLOCKS = 1024; /* at most so many blocks share the rows of rmsnorm_backward */
 
-template <class T> static int residual_rmsnorm(Gpu<T> *gpu, T *y, float *r, float *out, const float *x, const T *branch, const float *bias,
-                                               const float *w, int rows) {
+/* A thread for four columns; of more than 4096 columns, up to the 2^14 of config_check, each thread has several fours.
+ */
+static int norm_threads(int dim) { return min_int(1024, ceil_div(dim, 128) * 32); }
+
+template <class T> static int residual_rmsnorm(Gpu<T> *gpu, T *y, float *r, float *out, const float *x, const T *branch,
+                                               const float *bias, const float *w, int rows) {
     const Config *c = &gpu->model.config;
-    CUDA(launch(residual_rmsnorm_kernel<T>, dim3(ceil_div(rows, NORM_WARPS)), dim3(32, NORM_WARPS), 0, gpu->stream, y, r, out, x, branch, bias,
-                w, rows, c->d_model, (float)c->norm_eps));
+    CUDA(launch(c->d_model <= 4096 ? residual_rmsnorm_kernel<T, 1> : residual_rmsnorm_kernel<T, 4>, dim3(rows),
+                dim3(norm_threads(c->d_model)), 0, gpu->stream, y, r, out, x, branch, bias, w, c->d_model,
+                (float)c->norm_eps));
     return 0;
 }
 
 /* The convolution and the scan of a block as calls of section 3; the states of sequences are as in mamba.c. */
-template <class T> static Conv<T> conv_of(Gpu<T> *gpu, const BlockParams *p, GpuBlockActs<T> *k, const float *from, float *to, size_t ldstate,
-                                          int batch, int len) {
+template <class T> static Conv<T> conv_of(Gpu<T> *gpu, const BlockParams *p, GpuBlockActs<T> *k, const float *from,
+                                          float *to, size_t ldstate, int batch, int len) {
     const Config *c = &gpu->model.config;
     size_t E = c->d_inner;
     Conv<T> s = {};
@@ -1008,8 +1347,8 @@ template <class T> static Conv<T> conv_of(Gpu<T> *gpu, const BlockParams *p, Gpu
     return s;
 }
 
-template <class T> static Scan<T> scan_of(Gpu<T> *gpu, const BlockParams *p, GpuBlockActs<T> *k, const float *from, float *to, size_t ldstate,
-                                          int batch, int len) {
+template <class T> static Scan<T> scan_of(Gpu<T> *gpu, const BlockParams *p, GpuBlockActs<T> *k, const float *from,
+                                          float *to, size_t ldstate, int batch, int len) {
     const Config *c = &gpu->model.config;
     size_t E = c->d_inner, conv = (c->d_conv - 1) * E; /* where h begins in a state */
     Scan<T> s = {};
@@ -1027,8 +1366,9 @@ static ScanShape scan_shape_of(const Config *c, int batch, int len, int multipro
 }
 
 /* u and dt of a block, which lean mode computes in forward and again in backward (dbc it has kept). */
-template <class T> static int block_scan_inputs(Gpu<T> *gpu, const BlockParams *p, GpuBlockActs<T> *k, const float *from, float *to,
-                                                size_t ldstate, int batch, int len, int with_dbc) {
+template <class T> static int block_scan_inputs(Gpu<T> *gpu, const BlockParams *p, GpuBlockActs<T> *k,
+                                                const float *from, float *to, size_t ldstate, int batch, int len,
+                                                int with_dbc) {
     const Config *c = &gpu->model.config;
     int rows = batch * len, E = c->d_inner, W = dbc_width(c);
     TRY(conv_forward(conv_of(gpu, p, k, from, to, ldstate, batch, len), gpu->stream));
@@ -1037,65 +1377,83 @@ template <class T> static int block_scan_inputs(Gpu<T> *gpu, const BlockParams *
 }
 
 /* gpu->branch = mixer(k->normed), to be added to the residual stream by the next norm. state NULL: from zeros. */
-template <class T> static int block_forward(Gpu<T> *gpu, const BlockParams *p, GpuBlockActs<T> *k, float *state, size_t ldstate, int batch, int len) {
+template <class T> static int block_forward(Gpu<T> *gpu, const BlockParams *p, GpuBlockActs<T> *k, float *state,
+                                            size_t ldstate, int batch, int len) {
     const Config *c = &gpu->model.config;
     int rows = batch * len, E = c->d_inner;
     TRY(linear_forward(gpu, k->xz, k->normed, (size_t)c->d_model, in_T(gpu, p->in_proj), rows, c->d_model, 2 * E));
-    if (p->in_bias != NULL)
-        CUDA(launch(add_bias_kernel<T>, dim3(8 * gpu->multiprocessors), dim3(256), 0, gpu->stream, k->xz, (const float *)p->in_bias,
-                    (size_t)rows, 2 * E));
+    if (p->in_bias != NULL) TRY(add_bias(gpu, k->xz, p->in_bias, rows, 2 * E));
     TRY(block_scan_inputs(gpu, p, k, state, state, ldstate, batch, len, 1));
-    TRY(scan_forward(scan_of(gpu, p, k, state, state, ldstate, batch, len), scan_shape_of(c, batch, len, gpu->multiprocessors), gpu->stream));
+    TRY(scan_forward(scan_of(gpu, p, k, state, state != NULL ? gpu->next_state : NULL, ldstate, batch, len),
+                     scan_shape_of(c, batch, len, gpu->multiprocessors), gpu->stream));
+    if (state != NULL) { /* the scan's chunks read the old h while the last one writes the new */
+        size_t conv = (size_t)(c->d_conv - 1) * E, bytes = (size_t)c->d_state * E * sizeof(float),
+               pitch = ldstate * sizeof(float);
+        CUDA(cudaMemcpy2DAsync(state + conv, pitch, gpu->next_state + conv, pitch, bytes, batch,
+                               cudaMemcpyDeviceToDevice, gpu->stream));
+    }
     return linear_forward(gpu, gpu->branch, k->gated, (size_t)E, in_T(gpu, p->out_proj), rows, E, c->d_model);
 }
 
-/* gpu->dx and dbranch come in as the gradient of the block's output, in float and in T, and leave as that of its input. */
-template <class T> static int block_backward(Gpu<T> *gpu, const BlockParams *g, const BlockParams *p, GpuBlockActs<T> *k, int batch, int len) {
+/* Backward of rmsnorm: gpu->dx (set, or added to), gpu->dbranch the same in T, dw. */
+template <class T> static int rmsnorm_backward(Gpu<T> *gpu, float *dw, const T *dy, const float *x, const float *r,
+                                               const float *w, int rows, int add) {
+    int dim = gpu->model.config.d_model, blocks = min_int(rows, NORM_BLOCKS);
+    CUDA(launch(dim <= 4096 ? rmsnorm_backward_kernel<T, 1> : rmsnorm_backward_kernel<T, 4>, dim3(blocks),
+                dim3(norm_threads(dim)), 0, gpu->stream, gpu->dx, gpu->dbranch, gpu->parts, dy, x, r, w, rows, dim,
+                add));
+    return add_parts(gpu, dw, gpu->parts, blocks, dim);
+}
+
+/* gpu->dx and dbranch come in as the gradient of the block's output, in float and in T, and leave as that of its input.
+ */
+template <class T> static int block_backward(Gpu<T> *gpu, const BlockParams *g, const BlockParams *p,
+                                             GpuBlockActs<T> *k, int batch, int len) {
     const Config *c = &gpu->model.config;
     int rows = batch * len, D = c->d_model, R = c->dt_rank, W = dbc_width(c);
     size_t E = c->d_inner;
     Conv<T> conv = conv_of(gpu, p, k, (const float *)NULL, (float *)NULL, 0, batch, len);
     Scan<T> scan = scan_of(gpu, p, k, (const float *)NULL, (float *)NULL, 0, batch, len);
     scan.d_out = gpu->dgated, scan.du = gpu->du, scan.ddt = gpu->ddt, scan.ld_d_out = scan.ld_du = scan.ld_ddt = E;
-    scan.dz = gpu->dxz + E, scan.ld_dz = 2 * E, scan.dB = gpu->ddbc + R, scan.dC = scan.dB + c->d_state, scan.ld_dbc = W;
+    scan.dz = gpu->dxz + E, scan.ld_dz = 2 * E, scan.dB = gpu->ddbc + R, scan.dC = scan.dB + c->d_state,
+    scan.ld_dbc = W;
     scan.dA_log = g->A_log, scan.dD = g->D, scan.ddt_bias = g->dt_bias;
-    conv.du = gpu->du, conv.ld_du = E, conv.dx = gpu->dxz, conv.ld_dx = 2 * E, conv.dweight = g->conv, conv.dbias = g->conv_bias;
+    conv.du = gpu->du, conv.ld_du = E, conv.dx = gpu->dxz, conv.ld_dx = 2 * E, conv.dweight = g->conv,
+    conv.dbias = g->conv_bias;
     if (gpu->lean) {
-        TRY(residual_rmsnorm(gpu, k->normed, k->r, (float *)NULL, k->input, (const T *)NULL, (const float *)NULL, p->norm, rows));
+        TRY(residual_rmsnorm(gpu, k->normed, k->r, (float *)NULL, k->input, (const T *)NULL, (const float *)NULL,
+                             p->norm, rows));
         TRY(block_scan_inputs(gpu, p, k, (const float *)NULL, (float *)NULL, 0, batch, len, 0));
     }
-    TRY(linear_backward(gpu, gpu->dgated, g->out_proj, gpu->dbranch, k->gated, E, in_T(gpu, p->out_proj), rows, (int)E, D, 0));
+    TRY(linear_backward(gpu, gpu->dgated, g->out_proj, gpu->dbranch, k->gated, E, in_T(gpu, p->out_proj), rows, (int)E,
+                        D, 0));
     if (g->out_bias != NULL) TRY(row_sums(gpu, g->out_bias, BiasTerm<float>{gpu->dx, (size_t)D}, rows, D));
     TRY(scan_backward(scan, scan_shape_of(c, batch, len, gpu->multiprocessors), gpu->stream));
-    TRY(linear_backward(gpu, gpu->ddbc, g->dt_proj, gpu->ddt, k->dbc, (size_t)W, in_T(gpu, p->dt_proj), rows, R, (int)E, 0));
+    TRY(linear_backward(gpu, gpu->ddbc, g->dt_proj, gpu->ddt, k->dbc, (size_t)W, in_T(gpu, p->dt_proj), rows, R, (int)E,
+                        0));
     TRY(linear_backward(gpu, gpu->du, g->x_proj, gpu->ddbc, k->u, E, in_T(gpu, p->x_proj), rows, (int)E, W, 1));
     TRY(conv_backward(conv, gpu->stream));
-    TRY(linear_backward(gpu, gpu->dnormed, g->in_proj, gpu->dxz, k->normed, (size_t)D, in_T(gpu, p->in_proj), rows, D, 2 * (int)E, 0));
+    TRY(linear_backward(gpu, gpu->dnormed, g->in_proj, gpu->dxz, k->normed, (size_t)D, in_T(gpu, p->in_proj), rows, D,
+                        2 * (int)E, 0));
     if (g->in_bias != NULL) TRY(row_sums(gpu, g->in_bias, BiasTerm<T>{gpu->dxz, 2 * E}, rows, 2 * (int)E));
     return rmsnorm_backward(gpu, g->norm, gpu->dnormed, k->input, k->r, p->norm, rows, 1);
 }
-/* Backward of rmsnorm: gpu->dx (set, or added to), gpu->dbranch the same in T, dw. */
-template <class T> static int rmsnorm_backward(Gpu<T> *gpu, float *dw, const T *dy, const float *x, const float *r, const float *w, int rows,
-                                               int add) {
-    int dim = gpu->model.config.d_model;
-    CUDA(launch(rmsnorm_backward_kernel<T>, dim3(ceil_div(rows, NORM_WARPS)), dim3(32, NORM_WARPS), 0, gpu->stream, gpu->dx, gpu->dbranch, dy, x, r,
-                w, rows, dim, add));
-    return row_sums(gpu, dw, NormTerm<T>{dy, x, r, dim}, rows, dim);
-}
-
 /* gpu->normed = what the head reads, from gpu->tokens (batch, len). state: see mamba.c; NULL: zeros, not wanted. */
 template <class T> static int model_forward(Gpu<T> *gpu, float *state, int batch, int len) {
     const Config *c = &gpu->model.config;
     int rows = batch * len, last = c->n_layer - 1;
     size_t stride = state_stride(c);
     GpuBlockActs<T> *k = gpu->block;
-    CUDA(launch(embedding_kernel, dim3(rows), dim3(128), 0, gpu->stream, k[0].input, (const float *)gpu->w.embedding, (const int *)gpu->tokens,
-                c->d_model));
-    TRY(residual_rmsnorm(gpu, k[0].normed, k[0].r, (float *)NULL, k[0].input, (const T *)NULL, NULL, gpu->w.block[0].norm, rows));
+    CUDA(launch(embedding_kernel, dim3(rows), dim3(128), 0, gpu->stream, k[0].input, (const float *)gpu->w.embedding,
+                (const int *)gpu->tokens, c->d_model));
+    TRY(residual_rmsnorm(gpu, k[0].normed, k[0].r, (float *)NULL, k[0].input, (const T *)NULL, NULL,
+                         gpu->w.block[0].norm, rows));
     for (int l = 0; l <= last; l++) {
-        TRY(block_forward(gpu, &gpu->w.block[l], &k[l], state != NULL ? state + (size_t)l * batch * stride : NULL, stride, batch, len));
-        TRY(residual_rmsnorm(gpu, l < last ? k[l + 1].normed : gpu->normed, l < last ? k[l + 1].r : gpu->r, l < last ? k[l + 1].input : gpu->x,
-                             k[l].input, gpu->branch, gpu->w.block[l].out_bias, l < last ? gpu->w.block[l + 1].norm : gpu->w.norm_f, rows));
+        TRY(block_forward(gpu, &gpu->w.block[l], &k[l], state != NULL ? state + (size_t)l * batch * stride : NULL,
+                          stride, batch, len));
+        TRY(residual_rmsnorm(gpu, l < last ? k[l + 1].normed : gpu->normed, l < last ? k[l + 1].r : gpu->r,
+                             l < last ? k[l + 1].input : gpu->x, k[l].input, gpu->branch, gpu->w.block[l].out_bias,
+                             l < last ? gpu->w.block[l + 1].norm : gpu->w.norm_f, rows));
     }
     return 0;
 }
@@ -1105,26 +1463,33 @@ template <class T> static int model_backward(Gpu<T> *gpu, int batch, int len) {
     const Config *c = &gpu->model.config;
     int rows = batch * len;
     TRY(rmsnorm_backward(gpu, gpu->g.norm_f, gpu->dnormed, gpu->x, gpu->r, gpu->w.norm_f, rows, 0));
-    for (int l = c->n_layer - 1; l >= 0; l--) TRY(block_backward(gpu, &gpu->g.block[l], &gpu->w.block[l], &gpu->block[l], batch, len));
-    CUDA(launch(embedding_backward_kernel, dim3(min_int(rows, c->vocab_size), ceil_div(c->d_model, SUM_COLUMNS)), dim3(SUM_COLUMNS, SUM_LANES), 0,
-                gpu->stream, gpu->g.embedding, (const float *)gpu->dx, (const int *)gpu->tokens, (const int *)gpu->order,
-                (const int *)gpu->segment, c->d_model));
+    for (int l = c->n_layer - 1; l >= 0; l--)
+        TRY(block_backward(gpu, &gpu->g.block[l], &gpu->w.block[l], &gpu->block[l], batch, len));
+    CUDA(launch(embedding_backward_kernel, dim3(min_int(rows, c->vocab_size), ceil_div(c->d_model, 128)),
+                dim3(32, SUM_LANES), 0, gpu->stream, gpu->g.embedding, (const float *)gpu->dx, (const int *)gpu->tokens,
+                (const int *)gpu->order, (const int *)gpu->segment, c->d_model));
     return 0;
 }
 
 /* 5. LOSS AND OPTIMISER ======================================================================================== */
 
-/* Cross entropy, a block per row: losses[row] = log(sum_j exp(logit_j)) - logit_target. Each thread carries the largest logit it
-   has seen and the sum of exp(logit - largest), so that one pass over the row is enough. Where gradient, the logits become
-   scale (softmax - one_hot). correct[row]: is the target's logit the largest? */
-template <class T> static __global__ void cross_entropy_kernel(T *logits, float *losses, int *correct, const int *targets, int vocab_size,
-                                                               const StepArgs *args, int gradient) {
+/* Cross entropy, a block per row: losses[row] = log(sum_j exp(logit_j)) - logit_target. Each thread carries the largest
+   logit it has seen and the sum of exp(logit - largest), so that one pass over the row is enough. Where gradient, the
+   logits become scale (softmax - one_hot). correct[row]: is the target's logit the largest? */
+template <class T> static __global__ void __launch_bounds__(1024)
+    cross_entropy_kernel(T *logits, float *losses, int *correct, const int *targets, int vocab_size,
+                         const StepArgs *args, int gradient) {
+    constexpr int N = 16 / sizeof(T);
     T *row = logits + (size_t)blockIdx.x * vocab_size;
+    bool aligned = vocab_size % N == 0;
     int target = targets[blockIdx.x];
-    float top = -INFINITY, sum = 0, row_top, row_sum, of_target = target >= 0 ? to_float(row[target]) : 0, scale = args->scale;
-    for (int j = threadIdx.x; j < vocab_size; j += blockDim.x) {
-        float v = to_float(row[j]), larger = fmaxf(top, v);
-        sum = sum * __expf(top - larger) + __expf(v - larger);
+    float top = -INFINITY, sum = 0, row_top, row_sum, of_target = target >= 0 ? to_float(row[target]) : 0, share, v[N];
+    for (int j = threadIdx.x * N; j < vocab_size; j += blockDim.x * N) {
+        float larger = top;
+        load_pack<N>(v, row + j, vocab_size - j, aligned, -INFINITY);
+        for (int i = 0; i < N; i++) larger = fmaxf(larger, v[i]);
+        sum *= __expf(top - larger);
+        for (int i = 0; i < N; i++) sum += __expf(v[i] - larger);
         top = larger;
     }
     row_top = block_max(top);
@@ -1134,10 +1499,17 @@ template <class T> static __global__ void cross_entropy_kernel(T *logits, float 
         correct[blockIdx.x] = target >= 0 && of_target == row_top;
     }
     if (!gradient) return;
-    for (int j = threadIdx.x; j < vocab_size; j += blockDim.x) {
-        float d = target >= 0 ? scale * (__expf(to_float(row[j]) - row_top) / row_sum - (j == target ? 1.0f : 0.0f)) : 0;
-        store(&row[j], d);
+    share = target >= 0 ? args->scale / row_sum : 0;
+    for (int j = threadIdx.x * N; j < vocab_size; j += blockDim.x * N) {
+        load_pack<N>(v, row + j, vocab_size - j, aligned);
+        for (int i = 0; i < N; i++) v[i] = share * __expf(v[i] - row_top) - (j + i == target ? args->scale : 0);
+        store_pack<N>(row + j, v, vocab_size - j, aligned);
     }
+}
+
+/* About four packs of logits for each thread. */
+static int cross_entropy_threads(int vocab_size, size_t size) {
+    return max(32, min_int(1024, ceil_div((long)vocab_size * size, 16 * 4 * 32) * 32));
 }
 
 /* *loss += scale times the sum of losses, by one block. */
@@ -1148,225 +1520,570 @@ static __global__ void add_losses_kernel(float *loss, const float *losses, int r
     if (threadIdx.x == 0) *loss += args->scale * sum;
 }
 
-/* *loss += args->scale times the losses of all rows; the head and the loss take gpu->head_rows rows at a time. Where gradient,
-   also gpu->dnormed and the head's gradient. */
+/* *loss += args->scale times the losses of all rows; the head and the loss take gpu->head_rows rows at a time. Where
+   gradient, also gpu->dnormed and the head's gradient. */
 template <class T> static int head_loss(Gpu<T> *gpu, float *loss, int rows, int gradient) {
     int V = gpu->model.config.vocab_size, D = gpu->model.config.d_model;
     for (int first = 0; first < rows; first += gpu->head_rows) {
         int part = min_int(gpu->head_rows, rows - first);
         const T *normed = gpu->normed + (size_t)first * D;
         TRY(linear_forward(gpu, gpu->logits, normed, (size_t)D, in_T(gpu, gpu->w.head), part, D, V));
-        CUDA(launch(cross_entropy_kernel<T>, dim3(part), dim3(V > 4096 ? 512 : 128), 0, gpu->stream, gpu->logits, gpu->losses + first,
-                    gpu->correct + first, (const int *)gpu->targets + first, V, (const StepArgs *)gpu->args, gradient));
+        CUDA(launch(cross_entropy_kernel<T>, dim3(part), dim3(cross_entropy_threads(V, sizeof(T))), 0, gpu->stream,
+                    gpu->logits, gpu->losses + first, gpu->correct + first, (const int *)gpu->targets + first, V,
+                    (const StepArgs *)gpu->args, gradient));
         if (gradient)
-            TRY(linear_backward(gpu, gpu->dnormed + (size_t)first * D, gpu->g.head, gpu->logits, normed, (size_t)D, in_T(gpu, gpu->w.head), part, D,
-                                V, 0));
+            TRY(linear_backward(gpu, gpu->dnormed + (size_t)first * D, gpu->g.head, gpu->logits, normed, (size_t)D,
+                                in_T(gpu, gpu->w.head), part, D, V, 0));
     }
-    CUDA(launch(add_losses_kernel, dim3(1), dim3(1024), 0, gpu->stream, loss, (const float *)gpu->losses, rows, (const StepArgs *)gpu->args));
+    CUDA(launch(add_losses_kernel, dim3(1), dim3(1024), 0, gpu->stream, loss, (const float *)gpu->losses, rows,
+                (const StepArgs *)gpu->args));
     return 0;
 }
 
-constexpr int NORM_PARTS = 256, ADAMW_THREADS = NORM_PARTS;
+constexpr int NORM_PARTS = 256, ADAMW_THREADS = NORM_PARTS; /* a thread for each part of the norm */
 
-/* parts[i] = the sum of squares of the i-th share of a flat array. */
-static __global__ void __launch_bounds__(256) squares_kernel(float *parts, const float *v, size_t n) {
+/* parts[i] = the sum of squares of the i-th share of a flat array, whose length is a multiple of 16. */
+static __global__ void __launch_bounds__(1024) squares_kernel(float *parts, const float *v, size_t n) {
     float sum = 0;
-    for (size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += (size_t)gridDim.x * blockDim.x) sum += v[i] * v[i];
+#pragma unroll 4
+    for (size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x; i < n / 4; i += (size_t)gridDim.x * blockDim.x) {
+        float4 four = ((const float4 *)v)[i];
+        sum += four.x * four.x + four.y * four.y + four.z * four.z + four.w * four.w;
+    }
     sum = block_sum(sum);
     if (threadIdx.x == 0) parts[blockIdx.x] = sum;
 }
 
-/* AdamW over the flat arrays of all parameters (see adamw_step), with the copy in T and the cleared gradient. Every block adds up the
-   parts of the norm itself, in the same order. */
+/* AdamW over the flat arrays of all parameters (see adamw_step), with the copy in T and the cleared gradient; a thread
+   takes four elements at a time. Every block adds up the parts of the norm itself, in the same order. */
 template <class T> static __global__ void __launch_bounds__(ADAMW_THREADS)
-adamw_kernel(float *weights, T *compute, float *grads, float *moment1, float *moment2, const unsigned char *decay, size_t n, float *norm,
-             const float *parts, const StepArgs *args) {
+    adamw_kernel(float *weights, T *compute, float *grads, float *moment1, float *moment2, const unsigned char *decay,
+                 size_t n, float *norm, const float *parts, int n_parts, const StepArgs *args) {
     StepArgs a = *args;
-    float total = sqrtf(block_sum(parts[threadIdx.x])), clip = a.clip > 0 && total > a.clip ? a.clip / total : 1;
+    float total = sqrtf(block_sum((int)threadIdx.x < n_parts ? parts[threadIdx.x] : 0)),
+          clip = a.clip > 0 && total > a.clip ? a.clip / total : 1;
     if (blockIdx.x == 0 && threadIdx.x == 0) *norm = total;
-    for (size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += (size_t)gridDim.x * blockDim.x) {
-        float g = grads[i] * clip, w = weights[i];
-        float m = moment1[i] = a.beta1 * moment1[i] + (1 - a.beta1) * g;
-        float v = moment2[i] = a.beta2 * moment2[i] + (1 - a.beta2) * g * g;
-        w -= a.lr * (m * a.unbias1 / (sqrtf(v * a.unbias2) + a.eps) + (decay[i / 16] ? a.weight_decay : 0) * w);
-        weights[i] = w;
-        store(&compute[i], w);
-        grads[i] = 0;
+    for (size_t i = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) * 4; i < n;
+         i += (size_t)gridDim.x * blockDim.x * 4) {
+        float w[4], g[4], m[4], v[4], weight_decay = decay[i / 16] ? a.weight_decay : 0, zeros[4] = {};
+        load_pack<4>(w, weights + i, 4, true);
+        load_pack<4>(g, grads + i, 4, true);
+        load_pack<4>(m, moment1 + i, 4, true);
+        load_pack<4>(v, moment2 + i, 4, true);
+        for (int k = 0; k < 4; k++) {
+            g[k] *= clip;
+            m[k] = a.beta1 * m[k] + (1 - a.beta1) * g[k];
+            v[k] = a.beta2 * v[k] + (1 - a.beta2) * g[k] * g[k];
+            w[k] -= a.lr * (m[k] * a.unbias1 / (sqrtf(v[k] * a.unbias2) + a.eps) + weight_decay * w[k]);
+        }
+        store_pack<4>(weights + i, w, 4, true);
+        store_pack<4>(compute + i, w, 4, true);
+        store_pack<4>(moment1 + i, m, 4, true);
+        store_pack<4>(moment2 + i, v, 4, true);
+        store_pack<4>(grads + i, zeros, 4, true);
     }
 }
 
 template <class T> static __global__ void cast_kernel(T *out, const float *in, size_t n) {
-    for (size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += (size_t)gridDim.x * blockDim.x) store(&out[i], in[i]);
+    for (size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += (size_t)gridDim.x * blockDim.x)
+        store(&out[i], in[i]);
 }
 
 /* 6. GENERATION ================================================================================================
 
-   One token of a few streams is a product of every weight with a vector or a few: the time is that of reading the
-   weights. Three kernels a layer, each with enough warps to keep the memory busy, and what is small computed again in
-   every block rather than passed through memory by a kernel of its own. Many streams go through model_forward instead. */
+   One token of a few streams is a product of every weight with a few vectors: the time is that of reading the weights.
+   Three kernels a layer, which load their first weights before they wait for the kernel ahead, so that the memory is
+   busy all the time; what is small is computed again in every block rather than by a kernel of its own. For many
+   streams the products are cuBLAS's, and the kernels between them take a position of each stream. */
 
-constexpr int STEP_STREAMS = 4, STEP_CHANNELS = 16, STEP_LANES = 16, STEP_SCAN_CHANNELS = 32, STEP_WARPS = 8, HEAD_ROWS_PER_WARP = 8;
+constexpr int STEP_STREAMS = 4, STEP_WARPS = 8, STEP_LANES = 16, STEP_SCAN_CHANNELS = 32,
+              STEP_SCAN_THREADS = STEP_SCAN_CHANNELS * STEP_LANES;
+constexpr int STEP_FETCH = 4, STEP_PARTS = 6, STEP_HEAD_ROWS = 2;
 
-/* Dot product of a row of weights with a vector in shared memory, by a warp; all lanes get it. */
-template <class T> static __device__ __forceinline__ float warp_dot(const T *w, const float *x, int n, int lane) {
-    float sum = 0;
-    #pragma unroll 8
-    for (int i = lane; i < n; i += 32) sum += to_float(w[i]) * x[i];
-    return warp_sum(sum);
+/* 16 bytes as floats. */
+static __device__ __forceinline__ void unpack(float *v, uint4 bits, const float *) {
+    v[0] = __uint_as_float(bits.x), v[1] = __uint_as_float(bits.y), v[2] = __uint_as_float(bits.z),
+    v[3] = __uint_as_float(bits.w);
 }
 
-/* normed = x r w in shared memory, by the whole block. */
-static __device__ void block_rmsnorm(float *normed, const float *x, const float *w, int dim, float eps) {
-    float sum = 0, r;
-    for (int i = threadIdx.x; i < dim; i += blockDim.x) {
-        normed[i] = x[i];
+static __device__ __forceinline__ void unpack(float *v, uint4 bits,
+                                              const bf16 *) { /* bf16 is the upper half of a float */
+    unsigned pair[] = {bits.x, bits.y, bits.z, bits.w};
+    for (int i = 0; i < 4; i++)
+        v[2 * i] = __uint_as_float(pair[i] << 16), v[2 * i + 1] = __uint_as_float(pair[i] & 0xffff0000u);
+}
+
+/* Rows of a matrix times a vector in shared memory, by a warp. load() puts a lane's first PACKS times 16 bytes of ROWS
+   rows into registers, when the vector need not be known; times() gives every lane the products. rows: how many exist.
+ */
+template <class T, int ROWS, int PACKS> struct WarpRows {
+    static constexpr int N = 16 / sizeof(T);
+    uint4 pack[ROWS][PACKS];
+    const T *w;
+    int rows, n;
+    __device__ __forceinline__ void load(const T *w_, int rows_, int n_, int lane) {
+        w = w_, rows = rows_, n = n_;
+        for (int r = 0; r < ROWS; r++)
+            for (int k = 0; k < PACKS; k++) {
+                int i = (k * 32 + lane) * N;
+                pack[r][k] = make_uint4(0, 0, 0, 0);
+                if (n % N == 0 && r < rows && i < n) pack[r][k] = *(const uint4 *)(w + (size_t)r * n + i);
+            }
+    }
+    __device__ __forceinline__ void times(float *y, const float *x, int lane) const {
+        for (int r = 0; r < ROWS; r++) y[r] = 0;
+        for (int k = 0; k < PACKS; k++) {
+            int i = (k * 32 + lane) * N;
+            float v[N], at[N];
+            if (n % N != 0 || i >= n) break;
+            for (int c = 0; c < N; c += 4) load_pack<4>(v + c, x + i + c, 4, true);
+            for (int r = 0; r < ROWS; r++) {
+                unpack(at, pack[r][k], w);
+                for (int c = 0; c < N; c++) y[r] += at[c] * v[c];
+            }
+        }
+        for (int i = ((n % N == 0 ? PACKS * 32 : 0) + lane) * N; i < n;
+             i += 32 * N) /* what did not fit into registers */
+            for (int r = 0; r < ROWS && r < rows; r++) {
+                float at[N];
+                load_pack<N>(at, w + (size_t)r * n + i, n - i, n % N == 0);
+                for (int c = 0; c < N && i + c < n; c++) y[r] += at[c] * x[i + c];
+            }
+        for (int r = 0; r < ROWS; r++) y[r] = warp_sum(y[r]);
+    }
+};
+
+/* The first norm weights of a thread in block_norm, which may be loaded early. */
+struct NormWeights {
+    float w[STEP_FETCH];
+};
+
+static __device__ __forceinline__ NormWeights load_norm(const float *w, int dim) {
+    NormWeights norm;
+    for (int k = 0; k < STEP_FETCH; k++)
+        norm.w[k] = (int)(threadIdx.x + k * blockDim.x) < dim ? w[threadIdx.x + k * blockDim.x] : 0;
+    return norm;
+}
+
+/* xw = x w in shared memory, by the block's STEP_WARPS warps; returns r: the norm is r xw, and a product with it r
+ * times that with xw. */
+static __device__ float block_norm(float *xw, const float *x, const NormWeights &norm, const float *w, int dim,
+                                   float eps) {
+    __shared__ float squares[STEP_WARPS];
+    float sum = 0;
+    for (int k = 0; k < STEP_FETCH; k++) {
+        int i = threadIdx.x + k * blockDim.x;
+        float v = i < dim ? x[i] : 0;
+        if (i < dim) xw[i] = v * norm.w[k];
+        sum += v * v;
+    }
+    for (int i = threadIdx.x + STEP_FETCH * blockDim.x; i < dim; i += blockDim.x) {
+        xw[i] = x[i] * w[i];
         sum += x[i] * x[i];
     }
-    r = rsqrtf(block_sum(sum) / dim + eps);
-    for (int i = threadIdx.x; i < dim; i += blockDim.x) normed[i] *= r * w[i];
+    sum = warp_sum(sum);
+    if (threadIdx.x % 32 == 0) squares[threadIdx.x / 32] = sum;
     __syncthreads();
+    for (int i = sum = 0; i < STEP_WARPS; i++) sum += squares[i];
+    return rsqrtf(sum / dim + eps);
 }
 
-static __global__ void step_embedding_kernel(float *x, const float *W, const int *tokens, int d_model) {
-    for (int i = threadIdx.x; i < d_model; i += blockDim.x) x[blockIdx.x * d_model + i] = W[(size_t)tokens[blockIdx.x] * d_model + i];
-}
+/* softplus for what need not be fast: see lanes_softplus. */
+static __device__ __forceinline__ float softplus_exact(float v) { return fmaxf(v, 0.0f) + log1pf(__expf(-fabsf(v))); }
 
-/* RMSNorm, in_proj, convolution, SiLU, and this block's share of x_proj. A block has STEP_CHANNELS channels, x and z; blockIdx.y is the stream.
-   parts: (streams, blocks, dbc_width), the sums over the block's channels. */
-template <class T> static __global__ void __launch_bounds__(STEP_WARPS * 32)
-step_in_kernel(float *u, float *z, float *parts, float *state, size_t ldstate, const float *x, const float *norm, const T *in_proj,
-               const float *in_bias, const float *conv, const float *conv_bias, const T *x_proj, int d_model, int d_inner, int d_conv,
-               int width, float eps) {
-    __shared__ float xz[2 * STEP_CHANNELS];
-    float *normed = dynamic_shared<float>();
-    int b = blockIdx.y, d = blockIdx.x * STEP_CHANNELS, warp = threadIdx.x / 32, lane = threadIdx.x % 32, c = threadIdx.x;
-    block_rmsnorm(normed, x + (size_t)b * d_model, norm, d_model, eps);
-    for (int i = warp; i < 2 * STEP_CHANNELS; i += STEP_WARPS) { /* x's channels, then z's */
-        int channel = d + i % STEP_CHANNELS, row = i / STEP_CHANNELS * d_inner + channel;
-        if (channel >= d_inner) continue;
-        float v = warp_dot(in_proj + (size_t)row * d_model, normed, d_model, lane);
-        if (lane == 0) xz[i] = v + (in_bias != NULL ? in_bias[row] : 0);
+/* The convolution of a channel at one position: its taps and the inputs before, in registers. */
+struct ConvStep {
+    float tap[MAX_CONV], before[MAX_CONV], bias;
+    __device__ __forceinline__ void load_weights(const float *taps, const float *bias_, int d_conv) {
+        for (int k = 0; k < MAX_CONV; k++) tap[k] = k < d_conv ? taps[k] : 0;
+        bias = bias_ != NULL ? *bias_ : 0;
+    }
+    __device__ __forceinline__ void load_state(const float *state, int d_inner, int d_conv) {
+        for (int k = 0; k < MAX_CONV - 1; k++) before[k] = k < d_conv - 1 ? state[(size_t)k * d_inner] : 0;
+    }
+    /* silu(bias + the taps of `before` and x); the state moves on by one. */
+    __device__ __forceinline__ float step(float *state, float x, int d_inner, int d_conv) const {
+        float sum = bias;
+        for (int k = 0; k < MAX_CONV; k++) {
+            float v = k < d_conv - 1 ? before[k] : x;
+            if (k < d_conv) sum += tap[k] * v;
+            if (k > 0 && k < d_conv) state[(size_t)(k - 1) * d_inner] = v;
+        }
+        return sum / (1 + __expf(-sum));
+    }
+};
+
+/* RMSNorm, in_proj, convolution, SiLU, and this block's share of x_proj. A block has 4 ROWS channels: warps 0 to 3
+   their rows of x, warps 4 to 7 those of z, ROWS each; blockIdx.y is the stream. parts: (streams, blocks, dbc_width),
+   the sums over the block's channels. */
+template <class T, int ROWS> static __global__ void __launch_bounds__(STEP_WARPS * 32)
+    step_in_kernel(float *u, float *z, float *parts, float *state, size_t ldstate, const float *x, const float *norm,
+                   const T *in_proj, const float *in_bias, const float *conv, const float *conv_bias, const T *x_proj,
+                   int d_model, int d_inner, int d_conv, int width, float eps) {
+    constexpr int CHANNELS = ROWS * STEP_WARPS / 2;
+    __shared__ float xz[2 * CHANNELS];
+    float *xw = dynamic_shared<float>(), v[ROWS], share[CHANNELS], r;
+    int b = blockIdx.y, d = blockIdx.x * CHANNELS, warp = threadIdx.x / 32, lane = threadIdx.x % 32, c = threadIdx.x,
+        have = min(CHANNELS, d_inner - d);
+    int first = warp % (STEP_WARPS / 2) * ROWS,
+        row = warp / (STEP_WARPS / 2) * d_inner + d + first; /* of the warp's rows */
+    WarpRows<T, ROWS, 4> rows;
+    ConvStep channel = {};
+    let_next_start();
+    rows.load(in_proj + (size_t)row * d_model, have - first, d_model, lane);
+    NormWeights norm_weights = load_norm(norm, d_model);
+    for (int i = 0; i < CHANNELS; i++)
+        share[i] = c < width && i < have ? to_float(x_proj[(size_t)c * d_inner + d + i]) : 0;
+    if (c < have)
+        channel.load_weights(conv + (size_t)(d + c) * d_conv, conv_bias != NULL ? conv_bias + d + c : NULL, d_conv);
+    state += b * ldstate + d + c;
+    if (c < have) channel.load_state(state, d_inner, d_conv);
+    wait_for_previous();
+    r = block_norm(xw, x + (size_t)b * d_model, norm_weights, norm, d_model, eps);
+    rows.times(v, xw, lane);
+    for (int i = 0; i < ROWS; i++)
+        if (lane == 0 && first + i < have) xz[warp * ROWS + i] = v[i] * r + (in_bias != NULL ? in_bias[row + i] : 0);
+    __syncthreads();
+    if (c < have) {
+        z[(size_t)b * d_inner + d + c] = xz[CHANNELS + c];
+        u[(size_t)b * d_inner + d + c] = xz[c] = channel.step(state, xz[c], d_inner, d_conv);
     }
     __syncthreads();
-    if (c < STEP_CHANNELS && d + c < d_inner) {
-        float *before = state + b * ldstate + d + c, s = conv_bias != NULL ? conv_bias[d + c] : 0;
-        for (int k = 0; k < d_conv; k++) {
-            float v = k < d_conv - 1 ? before[(size_t)k * d_inner] : xz[c];
-            s += conv[(size_t)(d + c) * d_conv + k] * v;
-            if (k > 0) before[(size_t)(k - 1) * d_inner] = v;
-        }
-        s = s / (1 + __expf(-s));
-        u[(size_t)b * d_inner + d + c] = s;
-        z[(size_t)b * d_inner + d + c] = xz[STEP_CHANNELS + c];
-        xz[c] = s;
-    } else if (c < STEP_CHANNELS) xz[c] = 0;
-    __syncthreads();
-    for (int j = threadIdx.x; j < width; j += blockDim.x) {
+    for (int j = c; j < width; j += blockDim.x) {
         float sum = 0;
-        for (int i = 0; i < min(STEP_CHANNELS, d_inner - d); i++) sum += to_float(x_proj[(size_t)j * d_inner + d + i]) * xz[i];
+        for (int i = 0; i < CHANNELS; i++)
+            if (i < have) sum += (j == c ? share[i] : to_float(x_proj[(size_t)j * d_inner + d + i])) * xz[i];
         parts[((size_t)b * gridDim.x + blockIdx.x) * width + j] = sum;
     }
 }
 
-/* The shares of x_proj added up, dt_proj, softplus, one step of the scan, gate. STEP_LANES threads have a channel. */
-template <class T> static __global__ void __launch_bounds__(STEP_SCAN_CHANNELS * STEP_LANES)
-step_scan_kernel(float *gated, float *h, size_t ldstate, const float *u, const float *z, const float *parts, int n_parts, const T *dt_proj,
-                 const float *dt_bias, const float *A_log, const float *D, int d_inner, int dt_rank, int d_state) {
-    int width = dt_rank + 2 * d_state, b = blockIdx.y, d = blockIdx.x * STEP_SCAN_CHANNELS + threadIdx.x / STEP_LANES;
-    int lane = threadIdx.x % STEP_LANES, groups = max(1, (int)blockDim.x / width), there = d < d_inner;
-    float *dbc = dynamic_shared<float>(), *sums = dbc + width, delta = 0, y = 0; /* sums: (groups, width) */
-    parts += (size_t)b * n_parts * width;
-    for (int j = threadIdx.x; j < groups * width; j += blockDim.x) {
-        float sum = 0;
-        #pragma unroll 8
-        for (int i = j / width; i < n_parts; i += groups) sum += parts[(size_t)i * width + j % width];
-        sums[j] = sum;
+/* The sum of n_parts rows of `width`, in shared memory, by the whole block: groups of threads take STEP_PARTS rows at a
+   time, four columns a thread. sums: shared, what sum_parts_floats says. Behind it all threads may read `sum`. */
+static int sum_parts_floats(int width, int threads) { return max(ceil_div(width, 4), threads) * 4; }
+
+static __device__ void sum_parts(float *sum, float *sums, const float *parts, int n_parts, int width) {
+    int fours = (width + 3) / 4, groups = max(1, min(n_parts, (int)blockDim.x / fours));
+    for (int j = threadIdx.x; j < groups * fours; j += blockDim.x) {
+        int column = j % fours * 4;
+        float total[4] = {};
+        for (int first = j / fours; first < n_parts; first += groups * STEP_PARTS) {
+            float v[STEP_PARTS][4] = {};
+            for (int k = 0; k < STEP_PARTS; k++)
+                if (first + k * groups < n_parts)
+                    load_pack<4>(v[k], parts + (size_t)(first + k * groups) * width + column, width - column,
+                                 width % 4 == 0);
+            for (int k = 0; k < STEP_PARTS; k++)
+                for (int c = 0; c < 4; c++) total[c] += v[k][c];
+        }
+        store_pack<4>(sums + j * 4, total, 4, true);
     }
     __syncthreads();
     for (int j = threadIdx.x; j < width; j += blockDim.x) {
-        float sum = 0;
-        for (int i = 0; i < groups; i++) sum += sums[i * width + j];
-        dbc[j] = sum;
+        float total = 0;
+#pragma unroll 8
+        for (int i = 0; i < groups; i++) total += sums[i * fours * 4 + j];
+        sum[j] = total;
     }
     __syncthreads();
-    for (int i = lane; there && i < dt_rank; i += STEP_LANES) delta += to_float(dt_proj[(size_t)d * dt_rank + i]) * dbc[i];
+}
+
+/* The shares of x_proj added up, dt_proj, softplus, one step of the scan, gate. STEP_LANES threads have a channel, a
+   thread every STEP_LANES-th state and rank, of which the first STEP_FETCH are loaded early. */
+template <class T> static __global__ void __launch_bounds__(STEP_SCAN_THREADS)
+    step_scan_kernel(float *gated, float *h, size_t ldstate, const float *u, const float *z, const float *parts,
+                     int n_parts, const T *dt_proj, const float *dt_bias, const float *A_log, const float *D,
+                     int d_inner, int dt_rank, int d_state) {
+    int width = dt_rank + 2 * d_state, b = blockIdx.y, d = blockIdx.x * STEP_SCAN_CHANNELS + threadIdx.x / STEP_LANES,
+        lane = threadIdx.x % STEP_LANES;
+    bool there = d < d_inner;
+    float *sums = dynamic_shared<float>(), *dbc = sums + max((width + 3) / 4, STEP_SCAN_THREADS) * 4, delta = 0, y = 0;
+    float dt_row[STEP_FETCH], A[STEP_FETCH], h_early[STEP_FETCH], bias = there ? dt_bias[d] : 0, Dd = there ? D[d] : 0,
+                                                                  ud, zd;
+    size_t at = (size_t)b * d_inner + d;
+    let_next_start();
+    h += b * ldstate + d;
+    for (int k = 0; k < STEP_FETCH; k++) {
+        int i = k * STEP_LANES + lane;
+        dt_row[k] = there && i < dt_rank ? to_float(dt_proj[(size_t)d * dt_rank + i]) : 0;
+        A[k] = there && i < d_state ? -__expf(A_log[(size_t)d * d_state + i]) : 0;
+        h_early[k] = there && i < d_state ? h[(size_t)i * d_inner] : 0;
+    }
+    wait_for_previous();
+    ud = there ? u[at] : 0, zd = there ? z[at] : 0;
+    sum_parts(dbc, sums, parts + (size_t)b * n_parts * width, n_parts, width);
+    for (int k = 0; k < STEP_FETCH; k++)
+        if (k * STEP_LANES + lane < dt_rank) delta += dt_row[k] * dbc[k * STEP_LANES + lane];
+    for (int i = STEP_FETCH * STEP_LANES + lane; there && i < dt_rank; i += STEP_LANES)
+        delta += to_float(dt_proj[(size_t)d * dt_rank + i]) * dbc[i];
     for (int lanes = STEP_LANES / 2; lanes > 0; lanes /= 2) delta += __shfl_xor_sync(0xffffffffu, delta, lanes);
-    if (there) {
-        float ud = u[(size_t)b * d_inner + d];
-        delta += dt_bias[d];
-        delta = fmaxf(delta, 0.0f) + log1pf(__expf(-fabsf(delta)));
-        for (int n = lane; n < d_state; n += STEP_LANES) {
-            float *hn = h + b * ldstate + (size_t)n * d_inner + d;
-            *hn = __expf(-delta * __expf(A_log[(size_t)d * d_state + n])) * *hn + delta * dbc[dt_rank + n] * ud;
-            y += dbc[dt_rank + d_state + n] * *hn;
-        }
-    }
+    delta = softplus_exact(delta + bias);
+    auto step = [&](int n, float An, float before) {
+        float now = __expf(delta * An) * before + delta * dbc[dt_rank + n] * ud;
+        h[(size_t)n * d_inner] = now;
+        y += dbc[dt_rank + d_state + n] * now;
+    };
+    for (int k = 0; k < STEP_FETCH; k++)
+        if (there && k * STEP_LANES + lane < d_state) step(k * STEP_LANES + lane, A[k], h_early[k]);
+    for (int n = STEP_FETCH * STEP_LANES + lane; there && n < d_state; n += STEP_LANES)
+        step(n, -__expf(A_log[(size_t)d * d_state + n]), h[(size_t)n * d_inner]);
     for (int lanes = STEP_LANES / 2; lanes > 0; lanes /= 2) y += __shfl_xor_sync(0xffffffffu, y, lanes);
-    if (there && lane == 0) {
-        float zd = z[(size_t)b * d_inner + d];
-        gated[(size_t)b * d_inner + d] = (y + D[d] * u[(size_t)b * d_inner + d]) * zd / (1 + __expf(-zd));
-    }
+    if (there && lane == 0) gated[at] = (y + Dd * ud) * zd / (1 + __expf(-zd));
 }
 
 /* out_proj and the residual connection: x += W gated + bias, a warp per row of W. */
 template <class T> static __global__ void __launch_bounds__(STEP_WARPS * 32)
-step_out_kernel(float *x, const float *gated, const T *out_proj, const float *out_bias, int d_model, int d_inner) {
-    float *vector = dynamic_shared<float>();
+    step_out_kernel(float *x, const float *gated, const T *out_proj, const float *out_bias, int d_model, int d_inner) {
+    float *vector = dynamic_shared<float>(), v[1], before = 0;
     int b = blockIdx.y, row = blockIdx.x * STEP_WARPS + threadIdx.x / 32, lane = threadIdx.x % 32;
+    WarpRows<T, 1, 8> rows;
+    let_next_start();
+    rows.load(out_proj + (size_t)row * d_inner, d_model - row, d_inner, lane);
+    wait_for_previous();
+    if (row < d_model && lane == 0) before = x[(size_t)b * d_model + row] + (out_bias != NULL ? out_bias[row] : 0);
+#pragma unroll 8
     for (int i = threadIdx.x; i < d_inner; i += blockDim.x) vector[i] = gated[(size_t)b * d_inner + i];
     __syncthreads();
-    if (row >= d_model) return;
-    float v = warp_dot(out_proj + (size_t)row * d_inner, vector, d_inner, lane);
-    if (lane == 0) x[(size_t)b * d_model + row] += v + (out_bias != NULL ? out_bias[row] : 0);
+    rows.times(v, vector, lane);
+    if (row < d_model && lane == 0) x[(size_t)b * d_model + row] = before + v[0];
 }
 
-/* The last norm and the head: a warp has HEAD_ROWS_PER_WARP tokens. */
-template <class T> static __global__ void __launch_bounds__(STEP_WARPS * 32)
-step_head_kernel(float *logits, const float *x, const float *norm_f, const T *head, int d_model, int vocab_size, float eps) {
-    float *normed = dynamic_shared<float>();
-    int b = blockIdx.y, first = (blockIdx.x * STEP_WARPS + threadIdx.x / 32) * HEAD_ROWS_PER_WARP, lane = threadIdx.x % 32;
-    block_rmsnorm(normed, x + (size_t)b * d_model, norm_f, d_model, eps);
-    for (int row = first; row < min(first + HEAD_ROWS_PER_WARP, vocab_size); row++) {
-        float v = warp_dot(head + (size_t)row * d_model, normed, d_model, lane);
-        if (lane == 0) logits[(size_t)b * vocab_size + row] = v;
+/* The last norm and the head: a warp takes STEP_HEAD_ROWS tokens at a time, and loads the next ones meanwhile. */
+template <class T> static __global__ void __launch_bounds__(STEP_WARPS * 32, 2)
+    step_head_kernel(float *logits, const float *x, const float *norm_f, const T *head, int d_model, int vocab_size,
+                     float eps) {
+    float *xw = dynamic_shared<float>(), v[STEP_HEAD_ROWS], r;
+    int b = blockIdx.y, lane = threadIdx.x % 32, first = (blockIdx.x * STEP_WARPS + threadIdx.x / 32) * STEP_HEAD_ROWS;
+    int stride = gridDim.x * STEP_WARPS * STEP_HEAD_ROWS;
+    WarpRows<T, STEP_HEAD_ROWS, 4> rows, next;
+    let_next_start();
+    rows.load(head + (size_t)first * d_model, vocab_size - first, d_model, lane);
+    NormWeights norm_weights = load_norm(norm_f, d_model);
+    wait_for_previous();
+    r = block_norm(xw, x + (size_t)b * d_model, norm_weights, norm_f, d_model, eps);
+#pragma unroll 2
+    for (int row = first; row < vocab_size; row += stride, rows = next) {
+        next.load(head + (size_t)(row + stride) * d_model, vocab_size - row - stride, d_model, lane);
+        rows.times(v, xw, lane);
+        for (int i = 0; i < STEP_HEAD_ROWS; i++)
+            if (lane == 0 && row + i < vocab_size) logits[(size_t)b * vocab_size + row + i] = v[i] * r;
     }
 }
 
-/* gpu->held = the logits after feeding gpu->tokens, one per stream. */
-template <class T> static int step(Gpu<T> *gpu) {
+/* gpu->held = the logits after feeding the tokens whose embeddings sample_kernel has left in gpu->step_x, one per
+ * stream. */
+template <class T> static int step_few(Gpu<T> *gpu) {
     const Config *c = &gpu->model.config;
-    int D = c->d_model, E = c->d_inner, W = dbc_width(c), n_parts = ceil_div(E, STEP_CHANNELS), B = gpu->streams;
+    int D = c->d_model, E = c->d_inner, W = dbc_width(c), B = gpu->streams,
+        rows = max(1, min_int(4, ceil_div(E, 4 * gpu->multiprocessors)));
+    int n_parts = ceil_div(E, 4 * rows);
     size_t stride = state_stride(c);
-    CUDA(launch(step_embedding_kernel, dim3(B), dim3(256), 0, gpu->stream, gpu->step_x, (const float *)gpu->w.embedding, (const int *)gpu->sampled, D));
+    auto step_in = rows == 1   ? step_in_kernel<T, 1>
+                   : rows == 2 ? step_in_kernel<T, 2>
+                   : rows == 3 ? step_in_kernel<T, 3>
+                               : step_in_kernel<T, 4>;
     for (int l = 0; l < c->n_layer; l++) {
         const BlockParams *p = &gpu->w.block[l];
         float *state = gpu->state + (size_t)l * B * stride;
-        CUDA(launch(step_in_kernel<T>, dim3(n_parts, B), dim3(STEP_WARPS * 32), D * sizeof(float), gpu->stream, gpu->step_u, gpu->step_z, gpu->step_parts,
-                    state, stride, (const float *)gpu->step_x, (const float *)p->norm, in_T(gpu, p->in_proj), (const float *)p->in_bias,
-                    (const float *)p->conv, (const float *)p->conv_bias, in_T(gpu, p->x_proj), D, E, c->d_conv, W, (float)c->norm_eps));
-        CUDA(launch(step_scan_kernel<T>, dim3(ceil_div(E, STEP_SCAN_CHANNELS), B), dim3(STEP_SCAN_CHANNELS * STEP_LANES),
-                    (size_t)(W + max(W, STEP_SCAN_CHANNELS * STEP_LANES)) * sizeof(float), gpu->stream, gpu->step_gated,
-                    state + (size_t)(c->d_conv - 1) * E, stride, (const float *)gpu->step_u, (const float *)gpu->step_z,
-                    (const float *)gpu->step_parts, n_parts, in_T(gpu, p->dt_proj), (const float *)p->dt_bias, (const float *)p->A_log,
-                    (const float *)p->D, E, c->dt_rank, c->d_state));
-        CUDA(launch(step_out_kernel<T>, dim3(ceil_div(D, STEP_WARPS), B), dim3(STEP_WARPS * 32), E * sizeof(float), gpu->stream, gpu->step_x,
-                    (const float *)gpu->step_gated, in_T(gpu, p->out_proj), (const float *)p->out_bias, D, E));
+        CUDA(launch_early(step_in, dim3(n_parts, B), dim3(STEP_WARPS * 32), D * sizeof(float), gpu->stream, gpu->step_u,
+                          gpu->step_z, gpu->step_parts, state, stride, (const float *)gpu->step_x,
+                          (const float *)p->norm, in_T(gpu, p->in_proj), (const float *)p->in_bias,
+                          (const float *)p->conv, (const float *)p->conv_bias, in_T(gpu, p->x_proj), D, E, c->d_conv, W,
+                          (float)c->norm_eps));
+        CUDA(launch_early(step_scan_kernel<T>, dim3(ceil_div(E, STEP_SCAN_CHANNELS), B), dim3(STEP_SCAN_THREADS),
+                          (sum_parts_floats(W, STEP_SCAN_THREADS) + W) * sizeof(float), gpu->stream, gpu->step_gated,
+                          state + (size_t)(c->d_conv - 1) * E, stride, (const float *)gpu->step_u,
+                          (const float *)gpu->step_z, (const float *)gpu->step_parts, n_parts, in_T(gpu, p->dt_proj),
+                          (const float *)p->dt_bias, (const float *)p->A_log, (const float *)p->D, E, c->dt_rank,
+                          c->d_state));
+        CUDA(launch_early(step_out_kernel<T>, dim3(ceil_div(D, STEP_WARPS), B), dim3(STEP_WARPS * 32),
+                          E * sizeof(float), gpu->stream, gpu->step_x, (const float *)gpu->step_gated,
+                          in_T(gpu, p->out_proj), (const float *)p->out_bias, D, E));
     }
-    CUDA(launch(step_head_kernel<T>, dim3(ceil_div(c->vocab_size, STEP_WARPS * HEAD_ROWS_PER_WARP), B), dim3(STEP_WARPS * 32), D * sizeof(float),
-                gpu->stream, gpu->held, (const float *)gpu->step_x, (const float *)gpu->w.norm_f, in_T(gpu, gpu->w.head), D, c->vocab_size,
-                (float)c->norm_eps));
+    CUDA(launch_early(step_head_kernel<T>,
+                      dim3(min_int(2 * gpu->multiprocessors, ceil_div(c->vocab_size, STEP_WARPS * STEP_HEAD_ROWS)), B),
+                      dim3(STEP_WARPS * 32), D * sizeof(float), gpu->stream, gpu->held, (const float *)gpu->step_x,
+                      (const float *)gpu->w.norm_f, in_T(gpu, gpu->w.head), D, c->vocab_size, (float)c->norm_eps));
     return 0;
+}
+
+/* Many streams: kernels as above, that have MANY_STREAMS of them in a block, and 128 channels. */
+constexpr int MANY_STREAMS = 4, MANY_FETCH = 6, MANY_STATES = 16, MANY_SCAN_STREAMS = 2;
+
+/* Four sums over a warp at once: lane l gets that of v[l / 8]. Each exchange halves the values that a lane keeps. */
+static __device__ __forceinline__ float warp_sum_four(const float *v) {
+    bool upper = threadIdx.x & 16, odd = threadIdx.x & 8;
+    float a = (upper ? v[2] : v[0]) + __shfl_xor_sync(0xffffffffu, upper ? v[0] : v[2], 16);
+    float b = (upper ? v[3] : v[1]) + __shfl_xor_sync(0xffffffffu, upper ? v[1] : v[3], 16);
+    float sum = (odd ? b : a) + __shfl_xor_sync(0xffffffffu, odd ? a : b, 8);
+    for (int lanes = 4; lanes > 0; lanes /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, lanes);
+    return sum;
+}
+
+/* The convolution at one position, SiLU, and this block's share of x_proj. First a thread has a channel of a stream;
+   then a warp takes rows of x_proj, of which it has the first MANY_FETCH loaded, its lanes four channels of all
+   streams.     xz: (streams, 2 d_inner) */
+template <class T> static __global__ void __launch_bounds__(128 * MANY_STREAMS)
+    many_conv_kernel(float *u, float *parts, float *state, size_t ldstate, const T *xz, const float *conv,
+                     const float *conv_bias, const T *x_proj, int streams, int d_inner, int d_conv, int width) {
+    __shared__ __align__(16) float us[MANY_STREAMS][128];
+    int c = threadIdx.x % 128, s = threadIdx.x / 128, d = blockIdx.x * 128 + c, b = blockIdx.y * MANY_STREAMS + s,
+        warp = threadIdx.x / 32;
+    int lane = threadIdx.x % 32, d4 = blockIdx.x * 128 + lane * 4, have = d_inner - d4;
+    bool there = d < d_inner && b < streams;
+    float w[MANY_FETCH][4] = {};
+    ConvStep channel = {};
+    let_next_start();
+    state += b * ldstate + d;
+    if (there) channel.load_weights(conv + (size_t)d * d_conv, conv_bias != NULL ? conv_bias + d : NULL, d_conv);
+    if (there) channel.load_state(state, d_inner, d_conv);
+    for (int k = 0; k < MANY_FETCH; k++) {
+        int j = warp + k * 4 * MANY_STREAMS;
+        if (j < width && have > 0) load_pack<4>(w[k], x_proj + (size_t)j * d_inner + d4, have, d_inner % 4 == 0);
+    }
+    wait_for_previous();
+    us[s][c] = there ? channel.step(state, to_float(xz[(size_t)b * 2 * d_inner + d]), d_inner, d_conv) : 0;
+    if (there) u[(size_t)b * d_inner + d] = us[s][c];
+    __syncthreads();
+    float v[MANY_STREAMS][4];
+    for (int i = 0; i < MANY_STREAMS; i++) load_pack<4>(v[i], &us[i][lane * 4], 4, true);
+    auto row = [&](int j, const float *w) {
+        float sum[MANY_STREAMS] = {};
+        for (int i = 0; i < MANY_STREAMS; i++)
+            for (int k = 0; k < 4; k++) sum[i] += w[k] * v[i][k];
+        float of_stream = warp_sum_four(sum);
+        int stream = blockIdx.y * MANY_STREAMS + lane / 8;
+        if (lane % 8 == 0 && stream < streams) parts[((size_t)stream * gridDim.x + blockIdx.x) * width + j] = of_stream;
+    };
+    for (int k = 0; k < MANY_FETCH; k++)
+        if (warp + k * 4 * MANY_STREAMS < width) row(warp + k * 4 * MANY_STREAMS, w[k]);
+    for (int j = warp + MANY_FETCH * 4 * MANY_STREAMS; j < width; j += 4 * MANY_STREAMS) {
+        float late[4] = {};
+        if (have > 0) load_pack<4>(late, x_proj + (size_t)j * d_inner + d4, have, d_inner % 4 == 0);
+        row(j, late);
+    }
+}
+
+/* The shares of x_proj added up, dt_proj, softplus, one step of the scan, gate. A thread has a channel of
+   MANY_SCAN_STREAMS streams, MANY_STATES states at a time, of which the first are loaded early, as are MANY_FETCH packs
+   of dt_proj. */
+template <class T> static __global__ void __launch_bounds__(128)
+    many_scan_kernel(T *gated, float *h, size_t ldstate, const float *u, const T *xz, const float *parts, int n_parts,
+                     const T *dt_proj, const float *dt_bias, const float *A_log, const float *D, int streams,
+                     int d_inner, int dt_rank, int d_state) {
+    constexpr int N = 16 / sizeof(T), S = MANY_SCAN_STREAMS;
+    int d = blockIdx.x * 128 + threadIdx.x, first = blockIdx.y * S, n_streams = min(S, streams - first),
+        width = dt_rank + 2 * d_state;
+    bool there = d < d_inner;
+    float *sums = dynamic_shared<float>(), *dbc = sums + max((width + 3) / 4, 128) * 4; /* dbc: (S, width) */
+    float delta[S] = {}, ud[S], zd[S], y[S] = {}, before[S][MANY_STATES], A[MANY_STATES], bias = there ? dt_bias[d] : 0,
+          Dd = there ? D[d] : 0;
+    uint4 early[MANY_FETCH];
+    auto load_states = [&](int n0) {
+        for (int k = 0; k < MANY_STATES; k++) {
+            bool state = there && n0 + k < d_state;
+            A[k] = state ? -__expf(A_log[(size_t)d * d_state + n0 + k]) : 0;
+            for (int s = 0; s < S; s++)
+                before[s][k] = state && s < n_streams ? h[s * ldstate + (size_t)(n0 + k) * d_inner] : 0;
+        }
+    };
+    let_next_start();
+    h += first * ldstate + d;
+    for (int k = 0; k < MANY_FETCH; k++) {
+        early[k] = make_uint4(0, 0, 0, 0);
+        if (there && dt_rank % N == 0 && k * N < dt_rank)
+            early[k] = *(const uint4 *)(dt_proj + (size_t)d * dt_rank + k * N);
+    }
+    load_states(0);
+    wait_for_previous();
+    for (int s = 0; s < S; s++) {
+        bool stream = there && s < n_streams;
+        ud[s] = stream ? u[(size_t)(first + s) * d_inner + d] : 0;
+        zd[s] = stream ? to_float(xz[(2 * (size_t)(first + s) + 1) * d_inner + d]) : 0;
+    }
+    for (int s = 0; s < n_streams; s++)
+        sum_parts(dbc + s * width, sums, parts + (size_t)(first + s) * n_parts * width, n_parts, width);
+    if (!there) return;
+    for (int k = 0; k < MANY_FETCH; k++) {
+        float w[N];
+        unpack(w, early[k], dt_proj);
+        if (dt_rank % N != 0 || k * N >= dt_rank) break;
+        for (int s = 0; s < n_streams; s++)
+            for (int c = 0; c < N; c++) delta[s] += w[c] * dbc[s * width + k * N + c];
+    }
+    for (int i = dt_rank % N == 0 ? MANY_FETCH * N : 0; i < dt_rank; i++)
+        for (int s = 0; s < n_streams; s++) delta[s] += to_float(dt_proj[(size_t)d * dt_rank + i]) * dbc[s * width + i];
+    for (int s = 0; s < S; s++) delta[s] = softplus_exact(delta[s] + bias);
+    for (int n0 = 0; n0 < d_state; n0 += MANY_STATES) {
+        if (n0 > 0) load_states(n0);
+        for (int s = 0; s < n_streams; s++)
+            for (int k = 0; k < MANY_STATES; k++) {
+                if (n0 + k >= d_state) break;
+                const float *B = dbc + s * width + dt_rank + n0 + k, *C = B + d_state;
+                float now = __expf(delta[s] * A[k]) * before[s][k] + delta[s] * *B * ud[s];
+                h[s * ldstate + (size_t)(n0 + k) * d_inner] = now;
+                y[s] += *C * now;
+            }
+    }
+    for (int s = 0; s < n_streams; s++)
+        store(&gated[(size_t)(first + s) * d_inner + d], (y[s] + Dd * ud[s]) * zd[s] / (1 + __expf(-zd[s])));
+}
+
+/* step_few for many streams: the products by cuBLAS. */
+template <class T> static int step_many(Gpu<T> *gpu) {
+    const Config *c = &gpu->model.config;
+    int D = c->d_model, E = c->d_inner, W = dbc_width(c), B = gpu->streams, n_parts = ceil_div(E, 128);
+    size_t stride = state_stride(c);
+    for (int l = 0; l < c->n_layer; l++) {
+        const BlockParams *p = &gpu->w.block[l];
+        float *state = gpu->state + (size_t)l * B * stride;
+        TRY(residual_rmsnorm(gpu, gpu->many_normed, gpu->step_r, (float *)NULL, gpu->step_x, (const T *)NULL,
+                             (const float *)NULL, p->norm, B));
+        TRY(linear_forward(gpu, gpu->many_xz, gpu->many_normed, (size_t)D, in_T(gpu, p->in_proj), B, D, 2 * E));
+        if (p->in_bias != NULL) TRY(add_bias(gpu, gpu->many_xz, p->in_bias, B, 2 * E));
+        CUDA(launch_early(many_conv_kernel<T>, dim3(n_parts, ceil_div(B, MANY_STREAMS)), dim3(128 * MANY_STREAMS), 0,
+                          gpu->stream, gpu->step_u, gpu->step_parts, state, stride, (const T *)gpu->many_xz,
+                          (const float *)p->conv, (const float *)p->conv_bias, in_T(gpu, p->x_proj), B, E, c->d_conv,
+                          W));
+        CUDA(launch_early(many_scan_kernel<T>, dim3(n_parts, ceil_div(B, MANY_SCAN_STREAMS)), dim3(128),
+                          (sum_parts_floats(W, 128) + MANY_SCAN_STREAMS * W) * sizeof(float), gpu->stream,
+                          gpu->many_gated, state + (size_t)(c->d_conv - 1) * E, stride, (const float *)gpu->step_u,
+                          (const T *)gpu->many_xz, (const float *)gpu->step_parts, n_parts, in_T(gpu, p->dt_proj),
+                          (const float *)p->dt_bias, (const float *)p->A_log, (const float *)p->D, B, E, c->dt_rank,
+                          c->d_state));
+        TRY(gemm(gpu, CUBLAS_OP_T, CUBLAS_OP_N, D, B, E, in_T(gpu, p->out_proj), (size_t)E, (const T *)gpu->many_gated,
+                 (size_t)E, gpu->step_x, (size_t)D, 1));
+        if (p->out_bias != NULL) TRY(add_bias(gpu, gpu->step_x, p->out_bias, B, D));
+    }
+    TRY(residual_rmsnorm(gpu, gpu->many_normed, gpu->step_r, (float *)NULL, gpu->step_x, (const T *)NULL,
+                         (const float *)NULL, gpu->w.norm_f, B));
+    return linear_forward(gpu, gpu->held, gpu->many_normed, (size_t)D, in_T(gpu, gpu->w.head), B, D, c->vocab_size);
 }
 
 constexpr int SAMPLE_THREADS = 1024, ID_BITS = 20; /* vocab_size is at most 2^ID_BITS */
 
-/* Orders candidates as sample() does, the more probable first and of equal ones the lower id: a larger key comes first. The logit's bits
-   are turned into an integer with the order of the floats. 0: no candidate. */
+/* Orders candidates as sample() does, the more probable first and of equal ones the lower id: a larger key comes first.
+   The logit's bits are turned into an integer with the order of the floats. 0: no candidate. */
 static __device__ __forceinline__ unsigned long long rank_key(float logit, int id) {
     unsigned bits = __float_as_uint(logit);
     if (isnan(logit)) return 0;
     bits = bits & 0x80000000u ? ~bits : bits | 0x80000000u;
     return ((unsigned long long)bits << ID_BITS) | (unsigned long long)((1 << ID_BITS) - 1 - id);
+}
+
+static __device__ __forceinline__ int id_of(unsigned long long key) {
+    return (1 << ID_BITS) - 1 - (int)(key & ((1 << ID_BITS) - 1));
+}
+
+static __device__ unsigned long long block_max(unsigned long long v) {
+    __shared__ unsigned long long warp[32];
+    int lane = threadIdx.x % 32, n_warps = blockDim.x / 32;
+    for (int lanes = 16; lanes > 0; lanes /= 2) v = max(v, __shfl_xor_sync(0xffffffffu, v, lanes));
+    __syncthreads();
+    if (lane == 0) warp[threadIdx.x / 32] = v;
+    __syncthreads();
+    v = lane < n_warps ? warp[lane] : 0;
+    for (int lanes = 16; lanes > 0; lanes /= 2) v = max(v, __shfl_xor_sync(0xffffffffu, v, lanes));
+    return v;
 }
 
 /* A candidate's probability over that of the most probable one; temperature 0: they only count. */
@@ -1375,34 +2092,72 @@ static __device__ __forceinline__ float weight_of(float logit, float top, float 
 }
 
 /* The smallest set of candidates, first ranks first, whose weights sum up to `wanted`; returns its last key. The key is
-   found bit by bit, with one pass over the logits for each. */
-static __device__ unsigned long long key_reaching(const float *logits, const GpuSampler &s, unsigned long long floor, float top,
-                                                  float temperature, float wanted) {
+   found two bits at a time, with one pass over the logits for each. */
+static __device__ unsigned long long key_reaching(const float *logits, const GpuSampler &s, unsigned long long floor,
+                                                  float top, float temperature, float wanted) {
     unsigned long long last = 0;
-    for (int bit = 31 + ID_BITS; bit >= 0; bit--) {
-        unsigned long long trial = last | 1ull << bit;
-        float sum = 0;
+    for (int bit = 30 + ID_BITS; bit >= 0; bit -= 2) {
+        float above[4] = {}; /* above[i]: the weight of the keys from last + i 2^bit on */
         for (int id = threadIdx.x; id < s.n_vocab; id += SAMPLE_THREADS) {
             unsigned long long key = id == s.banned ? 0 : rank_key(logits[id], id);
-            if (key >= trial && key >= floor) sum += weight_of(logits[id], top, temperature);
+            float weight = key >= max(last, floor) ? weight_of(logits[id], top, temperature) : 0;
+            for (int i = 1; i < 4; i++) above[i] += key >= (last | (unsigned long long)i << bit) ? weight : 0;
         }
-        if (block_sum(sum) >= wanted) last = trial;
+        unsigned long long digit = 0;
+        for (int i = 1; i < 4; i++) digit += block_sum(above[i]) >= wanted;
+        last |= digit << bit;
     }
     return max(last, floor);
 }
 
-/* The n-th sample() of mamba.c for each stream, a block per stream, the threads sharing the vocabulary. The penalty changes the logits.
-   history: (streams, HISTORY_TOKENS), a ring in the first `window`; uniforms, out: (streams, GENERATE_TOKENS) */
-static __global__ void __launch_bounds__(SAMPLE_THREADS)
-sample_kernel(float *all_logits, GpuSampler *samplers, int *all_history, const float *uniforms, int *next, int *out, int vocab_size) {
+/* Draws one of the candidates from `floor` on, in the order of ids: the one in which the running sum of weights passes
+   u times the whole. Each thread has a share of the vocabulary; the thread in whose share that happens looks for the id
+   and leaves it in *pick. */
+static __device__ void draw(int *pick, const float *logits, const GpuSampler &s, unsigned long long floor, float top,
+                            float u) {
     __shared__ float sums[SAMPLE_THREADS];
-    __shared__ float rest;
-    __shared__ int chosen;
+    int share = (s.n_vocab + SAMPLE_THREADS - 1) / SAMPLE_THREADS, t = threadIdx.x, first = t * share,
+        end = min(first + share, s.n_vocab);
+    float own = 0, before;
+    for (int id = first; id < end; id++) {
+        float weight = weight_of(logits[id], top, s.temperature);
+        if (id != s.banned && rank_key(logits[id], id) >= floor && weight >= s.min_p) own += weight;
+    }
+    sums[t] = own;
+    for (int n = 1; n < SAMPLE_THREADS; n *= 2) { /* sums[t] holds n threads' sums up to t's */
+        __syncthreads();
+        before = t >= n ? sums[t - n] : 0;
+        __syncthreads();
+        sums[t] += before;
+    }
+    __syncthreads();
+    u *= sums[SAMPLE_THREADS - 1];
+    /* the first thread past u; by rounding there may be none, then the last with a candidate */
+    int hit = SAMPLE_THREADS - (int)block_max((unsigned long long)(own > 0 && u < sums[t] ? SAMPLE_THREADS - t : 0));
+    if (hit == SAMPLE_THREADS) hit = (int)block_max((unsigned long long)(own > 0 ? t : 0));
+    if (t != hit) return;
+    u -= sums[t] - own;
+    for (int id = first; id < end; id++) {
+        float weight = weight_of(logits[id], top, s.temperature);
+        if (id == s.banned || rank_key(logits[id], id) < floor || weight < s.min_p) continue;
+        *pick = id;
+        if (u < weight) break;
+        u -= weight;
+    }
+}
+
+/* The n-th sample() of mamba.c for each stream, a block per stream, the threads sharing the vocabulary. The penalty
+   changes the logits. The embedding of the sampled token goes to x, for the next step. history: (streams,
+   HISTORY_TOKENS), a ring in the first `window`; uniforms, out: (streams, GENERATE_TOKENS); x: (streams, d_model) */
+static __global__ void __launch_bounds__(SAMPLE_THREADS)
+    sample_kernel(float *all_logits, GpuSampler *samplers, int *all_history, const float *uniforms, int *out, float *x,
+                  const float *embedding, int vocab_size, int d_model) {
+    __shared__ int pick;
     GpuSampler s = samplers[blockIdx.x];
-    float *logits = all_logits + (size_t)blockIdx.x * vocab_size, top = -INFINITY, sum = 0;
+    float *logits = all_logits + (size_t)blockIdx.x * vocab_size;
     int *history = all_history + (size_t)blockIdx.x * HISTORY_TOKENS, n_held = min(s.n_history, s.window);
-    int share = (s.n_vocab + SAMPLE_THREADS - 1) / SAMPLE_THREADS, first = threadIdx.x * share, end = min(first + share, s.n_vocab);
-    unsigned long long floor = 1;
+    unsigned long long best = 0, floor = 1;
+    let_next_start();
 
     for (int i = threadIdx.x; i < n_held; i += SAMPLE_THREADS) {
         int id = history[i], seen = id < 0 || id >= s.n_vocab;
@@ -1410,51 +2165,38 @@ sample_kernel(float *all_logits, GpuSampler *samplers, int *all_history, const f
         if (!seen) logits[id] = logits[id] > 0 ? logits[id] / s.repetition_penalty : logits[id] * s.repetition_penalty;
     }
     __syncthreads();
-    for (int id = threadIdx.x; id < s.n_vocab; id += SAMPLE_THREADS)
-        if (id != s.banned && !isnan(logits[id])) top = fmaxf(top, logits[id]);
-    top = block_max(top);
-    if (s.temperature == 0) floor = key_reaching(logits, s, floor, top, 0, 1);
-    else {
+    float largest = -INFINITY; /* of the thread's candidates, and its id */
+    int of_largest = -1;
+#pragma unroll 4
+    for (int first = threadIdx.x * 4; first < s.n_vocab; first += SAMPLE_THREADS * 4) {
+        float four[4];
+        load_pack<4>(four, logits + first, s.n_vocab - first, vocab_size % 4 == 0);
+        for (int i = 0; i < 4; i++)
+            if (first + i < s.n_vocab && first + i != s.banned &&
+                (of_largest < 0 ? !isnan(four[i]) : four[i] > largest))
+                largest = four[i], of_largest = first + i;
+    }
+    best = of_largest < 0 ? 0 : rank_key(largest, of_largest);
+    best = block_max(best);
+    if (threadIdx.x == 0) pick = best == 0 ? 0 : id_of(best); /* no candidate at all: 0 */
+    __syncthreads();
+    if (s.temperature != 0 && best != 0) {
+        float top = logits[id_of(best)], sum = 0;
         if (s.top_k > 0 && s.top_k < s.n_vocab) floor = key_reaching(logits, s, floor, top, 0, (float)s.top_k);
         if (s.top_p < 1) {
             for (int id = threadIdx.x; id < s.n_vocab; id += SAMPLE_THREADS)
-                if (id != s.banned && rank_key(logits[id], id) >= floor) sum += weight_of(logits[id], top, s.temperature);
-            floor = key_reaching(logits, s, floor, top, s.temperature, s.top_p * block_sum(sum));
+                if (id != s.banned && rank_key(logits[id], id) >= floor)
+                    sum += weight_of(logits[id], top, s.temperature);
+            floor = key_reaching(logits, s, floor, top, s.temperature,
+                                 fmaxf(s.top_p * block_sum(sum), 1e-30f)); /* at least one */
         }
+        draw(&pick, logits, s, floor, top, uniforms[blockIdx.x * GENERATE_TOKENS + s.n_out]);
+        __syncthreads();
     }
-
-    /* Draw one of the candidates from `floor` on, in the order of ids. Each thread sums a share of the vocabulary; the first
-       finds the share in which the running sum passes u; its thread finds the id. */
-    sum = 0;
-    for (int id = first; id < end; id++) {
-        float weight = weight_of(logits[id], top, s.temperature);
-        if (id != s.banned && rank_key(logits[id], id) >= floor && weight >= s.min_p) sum += weight;
-    }
-    sums[threadIdx.x] = sum;
-    __syncthreads();
+    for (int i = threadIdx.x; i < d_model; i += SAMPLE_THREADS)
+        x[(size_t)blockIdx.x * d_model + i] = embedding[(size_t)pick * d_model + i];
     if (threadIdx.x == 0) {
-        float total = 0, u;
-        for (int t = 0; t < SAMPLE_THREADS; t++) total += sums[t];
-        u = s.temperature == 0 ? 0 : uniforms[blockIdx.x * GENERATE_TOKENS + s.n_out] * total;
-        chosen = 0, rest = 0;
-        for (int t = 0; t < SAMPLE_THREADS; t++) {
-            if (sums[t] > 0) chosen = t, rest = u;
-            if (u < sums[t]) break;
-            u -= sums[t];
-        }
-    }
-    __syncthreads();
-    if ((int)threadIdx.x == chosen) {
-        float u = rest;
-        int pick = 0;
-        for (int id = first; id < end; id++) {
-            float weight = weight_of(logits[id], top, s.temperature);
-            if (id == s.banned || rank_key(logits[id], id) < floor || weight < s.min_p) continue;
-            pick = id;
-            if (u < weight) break;
-            u -= weight;
-        }
-        next[blockIdx.x] = out[blockIdx.x * GENERATE_TOKENS + s.n_out] = pick;
+        out[blockIdx.x * GENERATE_TOKENS + s.n_out] = pick;
         if (s.window > 0) {
             history[s.n_history % s.window] = pick;
             if (++s.n_history == 2 * s.window) s.n_history = s.window;
@@ -1500,11 +2242,13 @@ template <class T> static void acts_layout(Gpu<T> *gpu, Arena *arena, int batch,
     take(arena, &gpu->correct, rows);
     take(arena, &gpu->tokens, rows);
     take(arena, &gpu->targets, rows);
-    take(arena, &gpu->scan_scratch, max(scan_scratch(shape, batch, len, c->d_inner, train), conv_scratch(batch, len, c->d_inner, c->d_conv)));
+    take(arena, &gpu->scan_scratch,
+         max(scan_scratch(shape, batch, len, c->d_inner, train), conv_scratch(batch, len, c->d_inner, c->d_conv)));
+    if (!train) take(arena, &gpu->next_state, batch * state_stride(c));
     if (!train) return;
     take(arena, &gpu->order, rows);
     take(arena, &gpu->segment, rows + 1);
-    take(arena, &gpu->parts, (size_t)SUM_PARTS * max(2 * E, D));
+    take(arena, &gpu->parts, max(SUM_PARTS * 2 * E, NORM_BLOCKS * D));
     take(arena, &gpu->dx, rows * D);
     take(arena, &gpu->dbranch, rows * D);
     take(arena, &gpu->dnormed, rows * D);
@@ -1527,7 +2271,6 @@ template <class T> static int gpu_layout(Gpu<T> *gpu, int batch, int len, int tr
     if ((double)batch * len > (1 << 30)) return fail("batch %d x len %d is too large: use a smaller one", batch, len);
     CUDA(cudaStreamSynchronize(gpu->stream));
     drop_graph(&gpu->gradient_graph);
-    drop_graph(&gpu->generate_graph);
     cudaFree(gpu->acts_memory);
     release(gpu->host_ids);
     gpu->acts_memory = NULL, gpu->host_ids = NULL, gpu->batch = 0;
@@ -1535,9 +2278,11 @@ template <class T> static int gpu_layout(Gpu<T> *gpu, int batch, int len, int tr
     if (cudaMalloc((void **)&arena.base, arena.bytes) != cudaSuccess) {
         cudaGetLastError(); /* it is told here */
         cudaMemGetInfo(&available, &total);
-        return fail("out of memory on the GPU: batch %d x len %d needs %.0f MiB of activations and %.0f MiB are free; try a batch of %d%s",
+        return fail("out of memory on the GPU: batch %d x len %d needs %.0f MiB of activations and %.0f MiB are free; "
+                    "try a batch of %d%s",
                     batch, len, arena.bytes / 1048576.0, available / 1048576.0,
-                    max(1, (int)(0.9 * batch * available / arena.bytes)), train && !gpu->lean ? ", or the lean mode" : "");
+                    max(1, (int)(0.9 * batch * available / arena.bytes)),
+                    train && !gpu->lean ? ", or the lean mode" : "");
     }
     gpu->acts_memory = arena.base;
     arena.bytes = 0;
@@ -1548,7 +2293,8 @@ template <class T> static int gpu_layout(Gpu<T> *gpu, int batch, int len, int tr
     return 0;
 }
 
-/* Replays a graph; the first time captures what `work` launches. One launch of a graph costs less than the launches in it. */
+/* Replays a graph; the first time captures what `work` launches. One launch of a graph costs less than the launches in
+ * it. */
 template <class T, class Work> static int replay(Gpu<T> *gpu, cudaGraphExec_t *exec, Work work) {
     if (*exec == NULL) {
         cudaGraph_t graph = NULL;
@@ -1571,7 +2317,8 @@ template <class T> static int set_args(Gpu<T> *gpu, const StepArgs *args) {
     return 0;
 }
 
-/* order: the rows sorted by their token, stable; segment: where in it the rows of each token that occurs begin, then the end, then -1. */
+/* order: the rows sorted by their token, stable; segment: where in it the rows of each token that occurs begin, then
+ * the end, then -1. */
 static void sort_rows(int *order, int *segment, int *count, const int *tokens, int rows, int vocab_size) {
     int n = 0;
     memset(count, 0, (size_t)(vocab_size + 1) * sizeof *count);
@@ -1590,7 +2337,8 @@ template <class T> static int upload_ids(Gpu<T> *gpu, int *device, const int *id
     return 0;
 }
 
-template <class T> static int gpu_gradient(void *self, const int *tokens, const int *targets, int batch, int len, double scale) {
+template <class T>
+static int gpu_gradient(void *self, const int *tokens, const int *targets, int batch, int len, double scale) {
     Gpu<T> *gpu = (Gpu<T> *)self;
     int rows = batch * len, n = 0, *order, *segment;
     StepArgs args = {};
@@ -1614,15 +2362,25 @@ template <class T> static int gpu_gradient(void *self, const int *tokens, const 
 template <class T> static int gpu_update(void *self, const AdamW *o, double lr, long step, double *loss, double *norm) {
     Gpu<T> *gpu = (Gpu<T> *)self;
     float host[2];
-    StepArgs args = {0, (float)o->beta1, (float)o->beta2, (float)o->eps, (float)o->weight_decay, (float)o->clip, (float)lr,
-                     (float)(1 / (1 - pow(o->beta1, (double)step))), (float)(1 / (1 - pow(o->beta2, (double)step)))};
+    StepArgs args = {0,
+                     (float)o->beta1,
+                     (float)o->beta2,
+                     (float)o->eps,
+                     (float)o->weight_decay,
+                     (float)o->clip,
+                     (float)lr,
+                     (float)(1 / (1 - pow(o->beta1, (double)step))),
+                     (float)(1 / (1 - pow(o->beta2, (double)step)))};
     TRY(set_args(gpu, &args));
     TRY(replay(gpu, &gpu->update_graph, [=]() -> int {
         float *parts = gpu->norm + 1;
-        CUDA(launch(squares_kernel, dim3(NORM_PARTS), dim3(256), 0, gpu->stream, parts, (const float *)gpu->grads, gpu->model.n_param));
-        CUDA(launch(adamw_kernel<T>, dim3(4 * gpu->multiprocessors), dim3(ADAMW_THREADS), 0, gpu->stream, gpu->weights, gpu->compute, gpu->grads,
-                    gpu->moment1, gpu->moment2, (const unsigned char *)gpu->decay, gpu->model.n_param, gpu->norm, (const float *)parts,
-                    (const StepArgs *)gpu->args));
+        size_t n = gpu->model.n_param;
+        int n_parts = min_int(NORM_PARTS, ceil_div((long)n, 4096)),
+            blocks = min_int(4 * gpu->multiprocessors, ceil_div((long)n, 4 * ADAMW_THREADS));
+        CUDA(launch(squares_kernel, dim3(n_parts), dim3(1024), 0, gpu->stream, parts, (const float *)gpu->grads, n));
+        CUDA(launch(adamw_kernel<T>, dim3(blocks), dim3(ADAMW_THREADS), 0, gpu->stream, gpu->weights, gpu->compute,
+                    gpu->grads, gpu->moment1, gpu->moment2, (const unsigned char *)gpu->decay, n, gpu->norm,
+                    (const float *)parts, n_parts, (const StepArgs *)gpu->args));
         return 0;
     }));
     if (loss != NULL || norm != NULL) { /* loss and norm are neighbours */
@@ -1649,12 +2407,17 @@ template <class T> static int gpu_reset(void *self, int streams) {
             arena.bytes = 0;
             take(&arena, &gpu->state, state_size(c, streams));
             take(&arena, &gpu->step_x, B * c->d_model);
+            take(&arena, &gpu->step_r, B);
             take(&arena, &gpu->step_u, B * E);
             take(&arena, &gpu->step_z, B * E);
             take(&arena, &gpu->step_gated, B * E);
-            take(&arena, &gpu->step_parts, B * ceil_div(c->d_inner, STEP_CHANNELS) * dbc_width(c));
+            take(&arena, &gpu->step_parts, B * ceil_div(c->d_inner, streams > STEP_STREAMS ? 128 : 4) * dbc_width(c));
+            if (streams > STEP_STREAMS) {
+                take(&arena, &gpu->many_normed, B * c->d_model);
+                take(&arena, &gpu->many_xz, B * 2 * E);
+                take(&arena, &gpu->many_gated, B * E);
+            }
             take(&arena, &gpu->samplers, B);
-            take(&arena, &gpu->sampled, B);
             take(&arena, &gpu->history, B * HISTORY_TOKENS);
             take(&arena, &gpu->out, B * GENERATE_TOKENS);
             take(&arena, &gpu->uniforms, B * GENERATE_TOKENS);
@@ -1673,19 +2436,22 @@ template <class T> static int gpu_reset(void *self, int streams) {
 
 /* The logits in float of `rows` rows of the normed stream, to the host. */
 template <class T> static int copy_logits(Gpu<T> *gpu, float *logits, const T *normed, int rows) {
-    int V = gpu->model.config.vocab_size, D = gpu->model.config.d_model, step = (int)max((size_t)1, gpu->head_rows * sizeof(T) / sizeof(float));
+    int V = gpu->model.config.vocab_size, D = gpu->model.config.d_model,
+        step = (int)max((size_t)1, gpu->head_rows * sizeof(T) / sizeof(float));
     for (int first = 0; first < rows; first += step) {
         int part = min(step, rows - first);
-        TRY(linear_forward(gpu, (float *)gpu->logits, normed + (size_t)first * D, (size_t)D, in_T(gpu, gpu->w.head), part, D, V));
-        CUDA(cudaMemcpyAsync(logits + (size_t)first * V, gpu->logits, (size_t)part * V * sizeof(float), cudaMemcpyDeviceToHost, gpu->stream));
+        TRY(linear_forward(gpu, (float *)gpu->logits, normed + (size_t)first * D, (size_t)D, in_T(gpu, gpu->w.head),
+                           part, D, V));
+        CUDA(cudaMemcpyAsync(logits + (size_t)first * V, gpu->logits, (size_t)part * V * sizeof(float),
+                             cudaMemcpyDeviceToHost, gpu->stream));
     }
     CUDA(cudaStreamSynchronize(gpu->stream));
     return 0;
 }
 
 /* See cpu_feed. */
-template <class T> static int gpu_feed(Gpu<T> *gpu, const int *tokens, const int *targets, int len, float *logits, int all, double *loss,
-                                       long *n_correct) {
+template <class T> static int gpu_feed(Gpu<T> *gpu, const int *tokens, const int *targets, int len, float *logits,
+                                       int all, double *loss, long *n_correct) {
     const Config *c = &gpu->model.config;
     int B = gpu->streams, D = c->d_model, V = c->vocab_size, step = max(1, PIECE_TOKENS / B);
     long n = 0, right = 0;
@@ -1698,7 +2464,8 @@ template <class T> static int gpu_feed(Gpu<T> *gpu, const int *tokens, const int
         TRY(gpu_layout(gpu, B, part, 0));
         for (int b = 0; b < B; b++) {
             memcpy(gpu->host_ids + b * part, tokens + (size_t)b * len + first, part * sizeof(int));
-            if (loss != NULL) memcpy(gpu->host_ids + rows + b * part, targets + (size_t)b * len + first, part * sizeof(int));
+            if (loss != NULL)
+                memcpy(gpu->host_ids + rows + b * part, targets + (size_t)b * len + first, part * sizeof(int));
         }
         TRY(upload_ids(gpu, gpu->tokens, gpu->host_ids, rows));
         TRY(model_forward(gpu, gpu->state, B, part));
@@ -1719,7 +2486,8 @@ template <class T> static int gpu_feed(Gpu<T> *gpu, const int *tokens, const int
         for (int b = 0; logits != NULL && all && b < B; b++)
             TRY(copy_logits(gpu, logits + ((size_t)b * len + first) * V, gpu->normed + (size_t)b * part * D, part));
         if (first + part == len) /* the last positions are part rows apart */
-            TRY(linear_forward(gpu, gpu->held, gpu->normed + (size_t)(part - 1) * D, (size_t)part * D, in_T(gpu, gpu->w.head), B, D, V));
+            TRY(linear_forward(gpu, gpu->held, gpu->normed + (size_t)(part - 1) * D, (size_t)part * D,
+                               in_T(gpu, gpu->w.head), B, D, V));
     }
     if (logits != NULL && !all) {
         CUDA(cudaMemcpyAsync(logits, gpu->held, (size_t)B * V * sizeof *logits, cudaMemcpyDeviceToHost, gpu->stream));
@@ -1734,7 +2502,8 @@ template <class T> static int gpu_forward(void *self, const int *tokens, int len
     return gpu_feed((Gpu<T> *)self, tokens, NULL, len, logits, all, NULL, NULL);
 }
 
-template <class T> static int gpu_evaluate(void *self, const int *tokens, const int *targets, int len, double *loss, long *n_correct) {
+template <class T>
+static int gpu_evaluate(void *self, const int *tokens, const int *targets, int len, double *loss, long *n_correct) {
     return gpu_feed((Gpu<T> *)self, tokens, targets, len, (float *)NULL, 0, loss, n_correct);
 }
 
@@ -1743,14 +2512,24 @@ template <class T> static int upload_samplers(Gpu<T> *gpu, Sampler *sampler, int
     for (int b = 0; b < gpu->streams; b++) {
         Sampler *s = &sampler[b];
         float uniforms[GENERATE_TOKENS];
-        GpuSampler d = {(float)s->temperature, (float)s->top_p, (float)s->min_p, (float)s->repetition_penalty, s->top_k, s->n_vocab, s->banned,
-                        s->penalty_window, s->n_history, 0};
-        if (s->penalty_window > HISTORY_TOKENS) return fail("repetition window is %d, a GPU takes at most %d", s->penalty_window, HISTORY_TOKENS);
+        GpuSampler d = {(float)s->temperature,
+                        (float)s->top_p,
+                        (float)s->min_p,
+                        (float)s->repetition_penalty,
+                        s->top_k,
+                        s->n_vocab,
+                        s->banned,
+                        s->penalty_window,
+                        s->n_history,
+                        0};
+        if (s->penalty_window > HISTORY_TOKENS)
+            return fail("repetition window is %d, a GPU takes at most %d", s->penalty_window, HISTORY_TOKENS);
         for (int i = 0; i < n && s->temperature != 0; i++) uniforms[i] = (float)random_uniform(&s->rng);
         CUDA(cudaMemcpyAsync(gpu->samplers + b, &d, sizeof d, cudaMemcpyHostToDevice, gpu->stream));
         TRY(upload_ids(gpu, gpu->history + (size_t)b * HISTORY_TOKENS, s->history, s->penalty_window));
         if (s->temperature != 0)
-            CUDA(cudaMemcpyAsync(gpu->uniforms + (size_t)b * GENERATE_TOKENS, uniforms, n * sizeof *uniforms, cudaMemcpyHostToDevice, gpu->stream));
+            CUDA(cudaMemcpyAsync(gpu->uniforms + (size_t)b * GENERATE_TOKENS, uniforms, n * sizeof *uniforms,
+                                 cudaMemcpyHostToDevice, gpu->stream));
     }
     return 0;
 }
@@ -1759,21 +2538,19 @@ template <class T> static int gpu_generate(void *self, int *out, int n, Sampler 
     Gpu<T> *gpu = (Gpu<T> *)self;
     const Config *c = &gpu->model.config;
     int B = gpu->streams, ids[GENERATE_TOKENS];
-    if (B > STEP_STREAMS) TRY(gpu_layout(gpu, B, 1, 0));
     for (int first = 0; first < n; first += GENERATE_TOKENS) {
         int part = min(GENERATE_TOKENS, n - first);
         TRY(upload_samplers(gpu, sampler, part));
         for (int i = 0; i < part; i++)
             TRY(replay(gpu, &gpu->generate_graph, [=]() -> int {
-                int *next = B > STEP_STREAMS ? gpu->tokens : gpu->sampled;
-                CUDA(launch(sample_kernel, dim3(B), dim3(SAMPLE_THREADS), 0, gpu->stream, gpu->held, gpu->samplers, gpu->history,
-                            (const float *)gpu->uniforms, next, gpu->out, c->vocab_size));
-                if (B <= STEP_STREAMS) return step(gpu);
-                TRY(model_forward(gpu, gpu->state, B, 1));
-                return linear_forward(gpu, gpu->held, gpu->normed, (size_t)c->d_model, in_T(gpu, gpu->w.head), B, c->d_model, c->vocab_size);
+                CUDA(launch(sample_kernel, dim3(B), dim3(SAMPLE_THREADS), 0, gpu->stream, gpu->held, gpu->samplers,
+                            gpu->history, (const float *)gpu->uniforms, gpu->out, gpu->step_x,
+                            (const float *)gpu->w.embedding, c->vocab_size, c->d_model));
+                return B > STEP_STREAMS ? step_many(gpu) : step_few(gpu);
             }));
         for (int b = 0; b < B; b++) {
-            CUDA(cudaMemcpyAsync(ids, gpu->out + (size_t)b * GENERATE_TOKENS, part * sizeof *ids, cudaMemcpyDeviceToHost, gpu->stream));
+            CUDA(cudaMemcpyAsync(ids, gpu->out + (size_t)b * GENERATE_TOKENS, part * sizeof *ids,
+                                 cudaMemcpyDeviceToHost, gpu->stream));
             CUDA(cudaStreamSynchronize(gpu->stream));
             for (int i = 0; i < part; i++) sampler_accept(&sampler[b], out[(size_t)b * n + first + i] = ids[i]);
         }
@@ -1783,8 +2560,8 @@ template <class T> static int gpu_generate(void *self, int *out, int n, Sampler 
 
 template <class T> static int refresh_compute(Gpu<T> *gpu) {
     if ((void *)gpu->compute == (void *)gpu->weights) return 0;
-    CUDA(launch(cast_kernel<T>, dim3(4 * gpu->multiprocessors), dim3(256), 0, gpu->stream, gpu->compute, (const float *)gpu->weights,
-                gpu->model.n_param));
+    CUDA(launch(cast_kernel<T>, dim3(4 * gpu->multiprocessors), dim3(256), 0, gpu->stream, gpu->compute,
+                (const float *)gpu->weights, gpu->model.n_param));
     return 0;
 }
 
@@ -1847,9 +2624,11 @@ template <class T> static int parameters_create(Gpu<T> *gpu, int train) {
     gpu->norm = gpu->loss + 1;
     if (sizeof(T) == sizeof(float)) gpu->compute = (T *)gpu->weights;
     for (int i = 0; i < gpu->model.n_tensor; i++)
-        memset(decay + gpu->model.tensor[i].offset / 16, gpu->model.tensor[i].decay, (gpu->model.tensor[i].size + 15) / 16);
+        memset(decay + gpu->model.tensor[i].offset / 16, gpu->model.tensor[i].decay,
+               (gpu->model.tensor[i].size + 15) / 16);
     CUDA(cudaMemset(gpu->loss, 0, (2 + NORM_PARTS) * sizeof(float)));
-    for (int i = 0; train && i < 3; i++) CUDA(cudaMemset(i == 0 ? gpu->grads : i == 1 ? gpu->moment1 : gpu->moment2, 0, n * sizeof(float)));
+    for (int i = 0; train && i < 3; i++)
+        CUDA(cudaMemset(i == 0 ? gpu->grads : i == 1 ? gpu->moment1 : gpu->moment2, 0, n * sizeof(float)));
     if (train) CUDA(cudaMemcpy(gpu->decay, decay, n / 16, cudaMemcpyHostToDevice));
     release(decay);
     table.base = gpu->weights;
@@ -1884,23 +2663,31 @@ template <class T> static int gpu_open(Backend *backend, const Model *m, int tf3
     CUBLAS(cublasSetWorkspace(gpu->blas, gpu->blas_workspace, BLAS_WORKSPACE));
     memset(backend, 0, sizeof *backend);
     backend->device = "cuda";
-    snprintf(backend->description, sizeof backend->description, "%.80s, %s%s", device.name, sizeof(T) == 2 ? "bf16" : tf32 ? "tf32" : "fp32",
+    snprintf(backend->description, sizeof backend->description, "%.80s, %s%s", device.name,
+             sizeof(T) == 2 ? "bf16"
+             : tf32         ? "tf32"
+                            : "fp32",
              lean ? ", lean" : "");
     backend->config = *c, backend->self = gpu;
-    backend->gradient = gpu_gradient<T>, backend->update = gpu_update<T>, backend->evaluate = gpu_evaluate<T>, backend->reset = gpu_reset<T>;
-    backend->forward = gpu_forward<T>, backend->generate = gpu_generate<T>, backend->copy = gpu_copy<T>, backend->close = gpu_close<T>;
+    backend->gradient = gpu_gradient<T>, backend->update = gpu_update<T>, backend->evaluate = gpu_evaluate<T>,
+    backend->reset = gpu_reset<T>;
+    backend->forward = gpu_forward<T>, backend->generate = gpu_generate<T>, backend->copy = gpu_copy<T>,
+    backend->close = gpu_close<T>;
     return 0;
 }
 
-/* Opens the model on the first GPU. dtype: "fp32", "tf32" (matrix products round their operands to 10 bits of mantissa) or "bf16";
-   train: with gradients and moments; lean: computes part of the activations again in backward rather than keeping them. */
+/* Opens the model on the first GPU. dtype: "fp32", "tf32" (matrix products round their operands to 10 bits of mantissa)
+   or "bf16"; NULL: fp32. train: with gradients and moments; lean: computes part of the activations again in backward
+   rather than keeping them. */
 extern "C" int cuda_backend(Backend *backend, const Model *m, const char *dtype, int train, int lean) {
     int n_devices = 0;
     if (cudaGetDeviceCount(&n_devices) != cudaSuccess || n_devices == 0) {
         cudaGetLastError();
         return fail("--device cuda: no GPU found");
     }
+    if (dtype == NULL) dtype = "fp32";
     if (strcmp(dtype, "bf16") == 0) return gpu_open<bf16>(backend, m, 0, train, lean);
-    if (strcmp(dtype, "fp32") != 0 && strcmp(dtype, "tf32") != 0) return fail("--dtype: unknown type '%s', expected fp32, tf32 or bf16", dtype);
+    if (strcmp(dtype, "fp32") != 0 && strcmp(dtype, "tf32") != 0)
+        return fail("--dtype: unknown type '%s', expected fp32, tf32 or bf16", dtype);
     return gpu_open<float>(backend, m, strcmp(dtype, "tf32") == 0, train, lean);
 }
