@@ -2340,9 +2340,10 @@ template <class T> static int upload_ids(Gpu<T> *gpu, int *device, const int *id
 template <class T>
 static int gpu_gradient(void *self, const int *tokens, const int *targets, int batch, int len, double scale) {
     Gpu<T> *gpu = (Gpu<T> *)self;
-    int rows = batch * len, n = 0, *order, *segment;
+    int rows, n = 0, *order, *segment;
     StepArgs args = {};
-    TRY(gpu_layout(gpu, batch, len, 1));
+    TRY(gpu_layout(gpu, batch, len, 1)); /* refuses what an int cannot count */
+    rows = batch * len;
     order = gpu->host_ids, segment = order + rows;
     sort_rows(order, segment, segment + rows + 1, tokens, rows, gpu->model.config.vocab_size);
     for (int r = 0; r < rows; r++) n += targets[r] >= 0;
