@@ -1598,7 +1598,7 @@ template <class T> static __global__ void cast_kernel(T *out, const float *in, s
 
 constexpr int STEP_STREAMS = 4, STEP_WARPS = 8, STEP_LANES = 16, STEP_SCAN_CHANNELS = 32,
               STEP_SCAN_THREADS = STEP_SCAN_CHANNELS * STEP_LANES;
-constexpr int STEP_FETCH = 4, STEP_PARTS = 6, STEP_HEAD_ROWS = 2;
+constexpr int STEP_FETCH = 4, STEP_PARTS = 6, STEP_HEAD_ROWS = 2, SHARED_BYTES = 48 << 10;
 
 /* 16 bytes as floats. */
 static __device__ __forceinline__ void unpack(float *v, uint4 bits, const float *) {
@@ -1757,31 +1757,35 @@ template <class T, int ROWS> static __global__ void __launch_bounds__(STEP_WARPS
     }
 }
 
-/* The sum of n_parts rows of `width`, in shared memory, by the whole block: groups of threads take STEP_PARTS rows at a
-   time, four columns a thread. sums: shared, what sum_parts_floats says. Behind it all threads may read `sum`. */
-static int sum_parts_floats(int width, int threads) { return max(ceil_div(width, 4), threads) * 4; }
+/* n sums of n_parts rows of `width` each, into shared memory, by the whole block: groups of threads take STEP_PARTS
+   rows at a time, four columns a thread. sums: shared, what sum_parts_floats says. Behind it all threads may read
+   `sum`, (n, width). */
+static __host__ __device__ int sum_parts_floats(int n, int width, int threads) {
+    int fours = n * ((width + 3) / 4);
+    return 4 * (fours > threads ? fours : threads);
+}
 
-static __device__ void sum_parts(float *sum, float *sums, const float *parts, int n_parts, int width) {
-    int fours = (width + 3) / 4, groups = max(1, min(n_parts, (int)blockDim.x / fours));
-    for (int j = threadIdx.x; j < groups * fours; j += blockDim.x) {
-        int column = j % fours * 4;
+static __device__ void sum_parts(float *sum, float *sums, const float *parts, int n, int n_parts, int width) {
+    int fours = (width + 3) / 4, groups = max(1, min(n_parts, (int)blockDim.x / (n * fours)));
+    for (int j = threadIdx.x; j < n * groups * fours; j += blockDim.x) {
+        int column = j % fours * 4, group = j / fours % groups;
+        const float *rows = parts + (size_t)(j / fours / groups) * n_parts * width + column;
         float total[4] = {};
-        for (int first = j / fours; first < n_parts; first += groups * STEP_PARTS) {
+        for (int first = group; first < n_parts; first += groups * STEP_PARTS) {
             float v[STEP_PARTS][4] = {};
-            for (int k = 0; k < STEP_PARTS; k++)
-                if (first + k * groups < n_parts)
-                    load_pack<4>(v[k], parts + (size_t)(first + k * groups) * width + column, width - column,
-                                 width % 4 == 0);
+            for (int k = 0, i = first; k < STEP_PARTS; k++, i += groups)
+                if (i < n_parts) load_pack<4>(v[k], rows + (size_t)i * width, width - column, width % 4 == 0);
             for (int k = 0; k < STEP_PARTS; k++)
                 for (int c = 0; c < 4; c++) total[c] += v[k][c];
         }
         store_pack<4>(sums + j * 4, total, 4, true);
     }
     __syncthreads();
-    for (int j = threadIdx.x; j < width; j += blockDim.x) {
+    for (int j = threadIdx.x; j < n * width; j += blockDim.x) {
+        const float *of_groups = sums + (size_t)(j / width) * groups * fours * 4 + j % width;
         float total = 0;
 #pragma unroll 8
-        for (int i = 0; i < groups; i++) total += sums[i * fours * 4 + j];
+        for (int i = 0; i < groups; i++) total += of_groups[i * fours * 4];
         sum[j] = total;
     }
     __syncthreads();
@@ -1796,7 +1800,8 @@ template <class T> static __global__ void __launch_bounds__(STEP_SCAN_THREADS)
     int width = dt_rank + 2 * d_state, b = blockIdx.y, d = blockIdx.x * STEP_SCAN_CHANNELS + threadIdx.x / STEP_LANES,
         lane = threadIdx.x % STEP_LANES;
     bool there = d < d_inner;
-    float *sums = dynamic_shared<float>(), *dbc = sums + max((width + 3) / 4, STEP_SCAN_THREADS) * 4, delta = 0, y = 0;
+    float *sums = dynamic_shared<float>(), *dbc = sums + sum_parts_floats(1, width, STEP_SCAN_THREADS);
+    float delta = 0, y = 0;
     float dt_row[STEP_FETCH], A[STEP_FETCH], h_early[STEP_FETCH], bias = there ? dt_bias[d] : 0, Dd = there ? D[d] : 0,
                                                                   ud, zd;
     size_t at = (size_t)b * d_inner + d;
@@ -1810,7 +1815,7 @@ template <class T> static __global__ void __launch_bounds__(STEP_SCAN_THREADS)
     }
     wait_for_previous();
     ud = there ? u[at] : 0, zd = there ? z[at] : 0;
-    sum_parts(dbc, sums, parts + (size_t)b * n_parts * width, n_parts, width);
+    sum_parts(dbc, sums, parts + (size_t)b * n_parts * width, 1, n_parts, width);
     for (int k = 0; k < STEP_FETCH; k++)
         if (k * STEP_LANES + lane < dt_rank) delta += dt_row[k] * dbc[k * STEP_LANES + lane];
     for (int i = STEP_FETCH * STEP_LANES + lane; there && i < dt_rank; i += STEP_LANES)
@@ -1840,8 +1845,13 @@ template <class T> static __global__ void __launch_bounds__(STEP_WARPS * 32)
     rows.load(out_proj + (size_t)row * d_inner, d_model - row, d_inner, lane);
     wait_for_previous();
     if (row < d_model && lane == 0) before = x[(size_t)b * d_model + row] + (out_bias != NULL ? out_bias[row] : 0);
-#pragma unroll 8
-    for (int i = threadIdx.x; i < d_inner; i += blockDim.x) vector[i] = gated[(size_t)b * d_inner + i];
+    for (int first = threadIdx.x * 4; first < d_inner; first += STEP_FETCH * blockDim.x * 4) {
+        float part[STEP_FETCH][4];
+        for (int k = 0, i = first; k < STEP_FETCH; k++, i += blockDim.x * 4)
+            if (i < d_inner) load_pack<4>(part[k], gated + (size_t)b * d_inner + i, d_inner - i, d_inner % 4 == 0);
+        for (int k = 0, i = first; k < STEP_FETCH; k++, i += blockDim.x * 4)
+            if (i < d_inner) store_pack<4>(vector + i, part[k], d_inner - i, d_inner % 4 == 0);
+    }
     __syncthreads();
     rows.times(v, vector, lane);
     if (row < d_model && lane == 0) x[(size_t)b * d_model + row] = before + v[0];
@@ -1869,6 +1879,11 @@ template <class T> static __global__ void __launch_bounds__(STEP_WARPS * 32, 2)
     }
 }
 
+/* Whether so many streams take step_few; its vectors must fit into the shared memory that any block may have. */
+static bool few_streams(const Config *c, int streams) {
+    return streams <= STEP_STREAMS && (size_t)max(c->d_model, c->d_inner) * sizeof(float) <= SHARED_BYTES;
+}
+
 /* gpu->held = the logits after feeding the tokens whose embeddings sample_kernel has left in gpu->step_x, one per
  * stream. */
 template <class T> static int step_few(Gpu<T> *gpu) {
@@ -1890,7 +1905,7 @@ template <class T> static int step_few(Gpu<T> *gpu) {
                           (const float *)p->conv, (const float *)p->conv_bias, in_T(gpu, p->x_proj), D, E, c->d_conv, W,
                           (float)c->norm_eps));
         CUDA(launch_early(step_scan_kernel<T>, dim3(ceil_div(E, STEP_SCAN_CHANNELS), B), dim3(STEP_SCAN_THREADS),
-                          (sum_parts_floats(W, STEP_SCAN_THREADS) + W) * sizeof(float), gpu->stream, gpu->step_gated,
+                          (sum_parts_floats(1, W, STEP_SCAN_THREADS) + W) * sizeof(float), gpu->stream, gpu->step_gated,
                           state + (size_t)(c->d_conv - 1) * E, stride, (const float *)gpu->step_u,
                           (const float *)gpu->step_z, (const float *)gpu->step_parts, n_parts, in_T(gpu, p->dt_proj),
                           (const float *)p->dt_bias, (const float *)p->A_log, (const float *)p->D, E, c->dt_rank,
@@ -1974,7 +1989,7 @@ template <class T> static __global__ void __launch_bounds__(128)
     int d = blockIdx.x * 128 + threadIdx.x, first = blockIdx.y * S, n_streams = min(S, streams - first),
         width = dt_rank + 2 * d_state;
     bool there = d < d_inner;
-    float *sums = dynamic_shared<float>(), *dbc = sums + max((width + 3) / 4, 128) * 4; /* dbc: (S, width) */
+    float *sums = dynamic_shared<float>(), *dbc = sums + sum_parts_floats(S, width, 128); /* dbc: (S, width) */
     float delta[S] = {}, ud[S], zd[S], y[S] = {}, before[S][MANY_STATES], A[MANY_STATES], bias = there ? dt_bias[d] : 0,
           Dd = there ? D[d] : 0;
     uint4 early[MANY_FETCH];
@@ -2000,8 +2015,7 @@ template <class T> static __global__ void __launch_bounds__(128)
         ud[s] = stream ? u[(size_t)(first + s) * d_inner + d] : 0;
         zd[s] = stream ? to_float(xz[(2 * (size_t)(first + s) + 1) * d_inner + d]) : 0;
     }
-    for (int s = 0; s < n_streams; s++)
-        sum_parts(dbc + s * width, sums, parts + (size_t)(first + s) * n_parts * width, n_parts, width);
+    sum_parts(dbc, sums, parts + (size_t)first * n_parts * width, n_streams, n_parts, width);
     if (!there) return;
     for (int k = 0; k < MANY_FETCH; k++) {
         float w[N];
@@ -2033,6 +2047,8 @@ template <class T> static int step_many(Gpu<T> *gpu) {
     const Config *c = &gpu->model.config;
     int D = c->d_model, E = c->d_inner, W = dbc_width(c), B = gpu->streams, n_parts = ceil_div(E, 128);
     size_t stride = state_stride(c);
+    size_t shared = (sum_parts_floats(MANY_SCAN_STREAMS, W, 128) + MANY_SCAN_STREAMS * W) * sizeof(float);
+    if (shared > SHARED_BYTES) return fail("time_step_rank is %d, too large to generate on a GPU", c->dt_rank);
     for (int l = 0; l < c->n_layer; l++) {
         const BlockParams *p = &gpu->w.block[l];
         float *state = gpu->state + (size_t)l * B * stride;
@@ -2044,12 +2060,11 @@ template <class T> static int step_many(Gpu<T> *gpu) {
                           gpu->stream, gpu->step_u, gpu->step_parts, state, stride, (const T *)gpu->many_xz,
                           (const float *)p->conv, (const float *)p->conv_bias, in_T(gpu, p->x_proj), B, E, c->d_conv,
                           W));
-        CUDA(launch_early(many_scan_kernel<T>, dim3(n_parts, ceil_div(B, MANY_SCAN_STREAMS)), dim3(128),
-                          (sum_parts_floats(W, 128) + MANY_SCAN_STREAMS * W) * sizeof(float), gpu->stream,
-                          gpu->many_gated, state + (size_t)(c->d_conv - 1) * E, stride, (const float *)gpu->step_u,
-                          (const T *)gpu->many_xz, (const float *)gpu->step_parts, n_parts, in_T(gpu, p->dt_proj),
-                          (const float *)p->dt_bias, (const float *)p->A_log, (const float *)p->D, B, E, c->dt_rank,
-                          c->d_state));
+        CUDA(launch_early(many_scan_kernel<T>, dim3(n_parts, ceil_div(B, MANY_SCAN_STREAMS)), dim3(128), shared,
+                          gpu->stream, gpu->many_gated, state + (size_t)(c->d_conv - 1) * E, stride,
+                          (const float *)gpu->step_u, (const T *)gpu->many_xz, (const float *)gpu->step_parts, n_parts,
+                          in_T(gpu, p->dt_proj), (const float *)p->dt_bias, (const float *)p->A_log,
+                          (const float *)p->D, B, E, c->dt_rank, c->d_state));
         TRY(gemm(gpu, CUBLAS_OP_T, CUBLAS_OP_N, D, B, E, in_T(gpu, p->out_proj), (size_t)E, (const T *)gpu->many_gated,
                  (size_t)E, gpu->step_x, (size_t)D, 1));
         if (p->out_bias != NULL) TRY(add_bias(gpu, gpu->step_x, p->out_bias, B, D));
@@ -2412,8 +2427,8 @@ template <class T> static int gpu_reset(void *self, int streams) {
             take(&arena, &gpu->step_u, B * E);
             take(&arena, &gpu->step_z, B * E);
             take(&arena, &gpu->step_gated, B * E);
-            take(&arena, &gpu->step_parts, B * ceil_div(c->d_inner, streams > STEP_STREAMS ? 128 : 4) * dbc_width(c));
-            if (streams > STEP_STREAMS) {
+            take(&arena, &gpu->step_parts, B * ceil_div(c->d_inner, few_streams(c, streams) ? 4 : 128) * dbc_width(c));
+            if (!few_streams(c, streams)) {
                 take(&arena, &gpu->many_normed, B * c->d_model);
                 take(&arena, &gpu->many_xz, B * 2 * E);
                 take(&arena, &gpu->many_gated, B * E);
@@ -2547,7 +2562,7 @@ template <class T> static int gpu_generate(void *self, int *out, int n, Sampler 
                 CUDA(launch(sample_kernel, dim3(B), dim3(SAMPLE_THREADS), 0, gpu->stream, gpu->held, gpu->samplers,
                             gpu->history, (const float *)gpu->uniforms, gpu->out, gpu->step_x,
                             (const float *)gpu->w.embedding, c->vocab_size, c->d_model));
-                return B > STEP_STREAMS ? step_many(gpu) : step_few(gpu);
+                return few_streams(c, B) ? step_few(gpu) : step_many(gpu);
             }));
         for (int b = 0; b < B; b++) {
             CUDA(cudaMemcpyAsync(ids, gpu->out + (size_t)b * GENERATE_TOKENS, part * sizeof *ids,
