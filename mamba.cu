@@ -312,30 +312,72 @@ static __global__ void embedding_kernel(float *y, const float *W, const int *tok
 }
 
 /* dW[token] += the sum of dy over the rows that hold this token. Two threads must not add to the same place, so the
-   host sorts the rows by token and the grid is over the tokens that occur (x) and 32 fours of columns (y); the block's
-   SUM_LANES rows of threads share a token's rows. segment: where the rows of the i-th token begin in order, -1 past the
-   last. */
-static __global__ void __launch_bounds__(32 * SUM_LANES)
-    embedding_backward_kernel(float *dW, const float *dy, const int *tokens, const int *order, const int *segment,
-                              int d_model) {
+   host sorts the rows by token, and a block has a token (x) and 32 fours of columns (y). As one token may have nearly
+   all rows, blocks of their own first sum every FOLD_ROWS neighbours in that order which hold the same token; the sum
+   takes the place of the first of them. */
+constexpr int FOLD_ROWS = 256;
+
+/* For each of a block's columns, four a thread, the sum of n rows of dy, the k-th being row_at(k). They are shared by
+   the SUM_LANES rows of threads; the first gets the sum. */
+template <class RowAt> static __device__ __forceinline__
+void sum_rows(float *sum, const float *dy, int n, RowAt row_at, int j, int d_model) {
     __shared__ float lane_sum[SUM_LANES][32][4];
-    int first = segment[blockIdx.x], end = first < 0 ? -1 : segment[blockIdx.x + 1],
-        j = (blockIdx.y * 32 + threadIdx.x) * 4, have = d_model - j;
     bool aligned = d_model % 4 == 0;
-    float sum[4] = {}, v[4];
-    for (int i = first + (int)threadIdx.y; have > 0 && i < end; i += SUM_LANES) {
-        load_pack<4>(v, dy + (size_t)order[i] * d_model + j, have, aligned);
+    float v[4];
+    for (int c = 0; c < 4; c++) sum[c] = 0;
+#pragma unroll 8
+    for (int k = threadIdx.y; k < (j < d_model ? n : 0); k += SUM_LANES) {
+        load_pack<4>(v, dy + (size_t)row_at(k) * d_model + j, d_model - j, aligned);
         for (int c = 0; c < 4; c++) sum[c] += v[c];
     }
     for (int c = 0; c < 4; c++) lane_sum[threadIdx.y][threadIdx.x][c] = sum[c];
     __syncthreads();
-    if (threadIdx.y == 0 && have > 0 && first < end) {
-        float *to = dW + (size_t)tokens[order[first]] * d_model + j;
-        load_pack<4>(v, to, have, aligned);
-        for (int i = 0; i < min(SUM_LANES, end - first); i++)
-            for (int c = 0; c < 4; c++) v[c] += lane_sum[i][threadIdx.x][c];
-        store_pack<4>(to, v, have, aligned);
-    }
+    for (int i = 1; threadIdx.y == 0 && i < min(SUM_LANES, n); i++)
+        for (int c = 0; c < 4; c++) sum[c] += lane_sum[i][threadIdx.x][c];
+}
+
+static __global__ void __launch_bounds__(32 * SUM_LANES)
+    embedding_fold_kernel(float *dy, const int *tokens, const int *order, int d_model) {
+    int first = blockIdx.x * FOLD_ROWS, j = (blockIdx.y * 32 + threadIdx.x) * 4;
+    if (tokens[order[first]] != tokens[order[first + FOLD_ROWS - 1]]) return;
+    float sum[4];
+    sum_rows(sum, dy, FOLD_ROWS, [=](int k) { return order[first + k]; }, j, d_model);
+    if (threadIdx.y == 0 && j < d_model)
+        store_pack<4>(dy + (size_t)order[first] * d_model + j, sum, d_model - j, d_model % 4 == 0);
+}
+
+/* segment: where the rows of the i-th token that occurs begin in order, -1 past the last. Of those, `alone` come before
+   the first multiple of FOLD_ROWS; `folded` are sums; the rest comes after these. */
+static __global__ void __launch_bounds__(32 * SUM_LANES)
+    embedding_backward_kernel(float *dW, const float *dy, const int *tokens, const int *order, const int *segment,
+                              int d_model) {
+    int first = segment[blockIdx.x], j = (blockIdx.y * 32 + threadIdx.x) * 4, have = d_model - j;
+    if (first < 0 || segment[blockIdx.x + 1] < 0) return;
+    int end = segment[blockIdx.x + 1], alone = min(end, ceil_div(first, FOLD_ROWS) * FOLD_ROWS) - first;
+    int folded = (end - first - alone) / FOLD_ROWS, n = end - first - folded * (FOLD_ROWS - 1);
+    bool aligned = d_model % 4 == 0;
+    float sum[4], v[4], *to = dW + (size_t)tokens[order[first]] * d_model + j;
+    auto row_at = [=](int k) {
+        int past = k - alone; /* a sum stands for FOLD_ROWS rows */
+        return order[first + k + max(0, min(past, folded)) * (FOLD_ROWS - 1)];
+    };
+    sum_rows(sum, dy, n, row_at, j, d_model);
+    if (threadIdx.y > 0 || have <= 0) return;
+    load_pack<4>(v, to, have, aligned);
+    for (int c = 0; c < 4; c++) sum[c] += v[c];
+    store_pack<4>(to, sum, have, aligned);
+}
+
+/* order, segment: see sort_rows. dy is overwritten. */
+static int embedding_backward(float *dW, float *dy, const int *tokens, const int *order, const int *segment, int rows,
+                              int vocab_size, int d_model, cudaStream_t stream) {
+    dim3 block(32, SUM_LANES);
+    int fours = ceil_div(d_model, 128);
+    if (rows >= FOLD_ROWS)
+        CUDA(launch(embedding_fold_kernel, dim3(rows / FOLD_ROWS, fours), block, 0, stream, dy, tokens, order, d_model));
+    CUDA(launch(embedding_backward_kernel, dim3(min_int(rows, vocab_size), fours), block, 0, stream, dW,
+                (const float *)dy, tokens, order, segment, d_model));
+    return 0;
 }
 
 /* The residual connection and the RMSNorm behind it: out = x + branch + bias and y = out r w. A block per row, a thread
@@ -1645,10 +1687,8 @@ template <class T> static int model_backward(Gpu<T> *gpu, int batch, int len) {
     TRY(rmsnorm_backward(gpu, gpu->g.norm_f, gpu->dnormed, gpu->x, gpu->r, gpu->w.norm_f, rows, 0));
     for (int l = c->n_layer - 1; l >= 0; l--)
         TRY(block_backward(gpu, &gpu->g.block[l], &gpu->w.block[l], &gpu->block[l], batch, len));
-    CUDA(launch(embedding_backward_kernel, dim3(min_int(rows, c->vocab_size), ceil_div(c->d_model, 128)),
-                dim3(32, SUM_LANES), 0, gpu->stream, gpu->g.embedding.full, (const float *)gpu->dx,
-                (const int *)gpu->tokens, (const int *)gpu->order, (const int *)gpu->segment, c->d_model));
-    return 0;
+    return embedding_backward(gpu->g.embedding.full, gpu->dx, gpu->tokens, gpu->order, gpu->segment, rows, c->vocab_size,
+                              c->d_model, gpu->stream);
 }
 
 /* 5. LOSS AND OPTIMISER ======================================================================================== */

@@ -105,6 +105,14 @@ static Ints random_ids(size_t n, int end) {
     return v;
 }
 
+/* The id i counts[i] times, in random order. */
+static Ints shuffled_ids(const Ints &counts) {
+    Ints v;
+    for (size_t i = 0; i < counts.size(); i++) v.insert(v.end(), counts[i], (int)i);
+    for (size_t i = v.size(); i > 1; i--) std::swap(v[i - 1], v[random_bits(&rng) % i]);
+    return v;
+}
+
 /* An array on the device, whose values the host sees as doubles. */
 template <class T> struct Array {
     T *device;
@@ -207,11 +215,12 @@ template <class T> struct Bench : Gpu<T> {
     ~Bench() { cublasDestroy(this->blas), cudaStreamDestroy(this->stream); }
 };
 
-static void test_embedding(int rows, int vocab_size, int d_model) {
+static void test_embedding(const Ints &tokens, int vocab_size, int d_model) {
+    int rows = (int)tokens.size();
     begin("embedding rows %d vocab %d d_model %d", rows, vocab_size, d_model);
     Doubles W = uniform<float>((size_t)vocab_size * d_model, -1, 1), dy = uniform<float>((size_t)rows * d_model, -1, 1);
     Doubles dW = uniform<float>(W.size(), -1, 1), expected = dW, y_expected(dy.size());
-    Ints tokens = random_ids(rows, vocab_size), order(rows), segment(rows + 1), count(vocab_size + 1);
+    Ints order(rows), segment(rows + 1), count(vocab_size + 1);
     oracle::embedding_forward(y_expected.data(), oracle::as_matrix(W.data()), tokens.data(), rows, d_model);
     oracle::embedding_backward(oracle::as_matrix(expected.data()), dy.data(), tokens.data(), rows, d_model);
     sort_rows(order.data(), segment.data(), count.data(), tokens.data(), rows, vocab_size);
@@ -222,12 +231,11 @@ static void test_embedding(int rows, int vocab_size, int d_model) {
     CHECK(cudaMemcpy(segment_d.device, segment.data(), (rows + 1) * sizeof(int), cudaMemcpyHostToDevice) ==
           cudaSuccess);
     Results r = repeated([&] {
-        y_d.poison(), dW_d.set(dW);
+        y_d.poison(), dW_d.set(dW), dy_d.set(dy);
         CHECK(launch(embedding_kernel, dim3(rows), dim3(128), 0, nullptr, y_d.device, W_d.device, tokens_d.device,
                      d_model) == cudaSuccess);
-        CHECK(launch(embedding_backward_kernel, dim3(min_int(rows, vocab_size), ceil_div(d_model, 128)),
-                     dim3(32, SUM_LANES), 0, nullptr, dW_d.device, dy_d.device, tokens_d.device, order_d.device,
-                     segment_d.device, d_model) == cudaSuccess);
+        OK(embedding_backward(dW_d.device, dy_d.device, tokens_d.device, order_d.device, segment_d.device, rows,
+                              vocab_size, d_model, nullptr));
         return Results{y_d.get(), dW_d.get()};
     });
     AGREE(r[0], y_expected, 0);
@@ -586,9 +594,13 @@ static void test_layers() {
     const int states[] = {1, 3, 4, 7, 8, 16, 17, 32, 64, 65, 129, 256};
     test_rmsnorm<float>(3, 4100, 1); /* more columns than a block has threads for, four each */
     test_rmsnorm<bf16>(2, 4099, 2);
+    const int fold = FOLD_ROWS;
+    for (const Ints &counts : {Ints{fold}, Ints{2 * fold - 1}, Ints{fold - 1, 1}, Ints{1, fold - 1}, Ints{fold, fold},
+                               Ints{100, 7 * fold, 60, 0, 40}}) /* whole folds, with some rows on both sides */
+        test_embedding(shuffled_ids(counts), (int)counts.size(), 36);
     for (int rows = 1; rows <= 700; rows = rows * 9 + 1) {
-        test_embedding(rows, 7, 33);
-        test_embedding(rows, 50, 8);
+        test_embedding(random_ids(rows, 7), 7, 33);
+        test_embedding(random_ids(rows, 50), 50, 8);
         for (int with = 0; with < 3; with++) {
             test_rmsnorm<float>(rows, 7 + 33 * with, with);
             test_rmsnorm<bf16>(rows, 64 - 3 * with, with);
