@@ -146,7 +146,8 @@ template <class T> static void take(Arena *arena, T **field, size_t n) {
    read from device memory. */
 typedef struct {
     float scale; /* of the loss's gradient, over the number of targets */
-    float beta1, beta2, eps, weight_decay, clip, lr, unbias1, unbias2;
+    float beta1, beta2, rest1, rest2; /* rest1 = 1 - beta1, which loses digits in float */
+    float eps, weight_decay, clip, lr, unbias1, unbias2;
 } StepArgs;
 
 /* A generate() call goes in pieces of GENERATE_TOKENS; the repetition penalty sees at most HISTORY_TOKENS; a prompt is
@@ -1792,8 +1793,8 @@ template <class T> static __global__ void __launch_bounds__(ADAMW_THREADS)
         load_pack<4>(v, moment2 + i, 4, true);
         for (int k = 0; k < 4; k++) {
             g[k] *= clip;
-            m[k] = a.beta1 * m[k] + (1 - a.beta1) * g[k];
-            v[k] = a.beta2 * v[k] + (1 - a.beta2) * g[k] * g[k];
+            m[k] = a.beta1 * m[k] + a.rest1 * g[k];
+            v[k] = a.beta2 * v[k] + a.rest2 * g[k] * g[k];
             w[k] -= a.lr * (m[k] * a.unbias1 / (sqrtf(v[k] * a.unbias2) + a.eps) + weight_decay * w[k]);
         }
         store_pack<4>(weights + i, w, 4, true);
@@ -2812,6 +2813,8 @@ template <class T> static int gpu_update(void *self, const AdamW *o, double lr, 
     StepArgs args = {0,
                      (float)o->beta1,
                      (float)o->beta2,
+                     (float)(1 - o->beta1),
+                     (float)(1 - o->beta2),
                      (float)o->eps,
                      (float)o->weight_decay,
                      (float)o->clip,

@@ -785,6 +785,13 @@ static const Config BROAD = {419, 1544, 1, 2, 2, 1, 8, 0, 0, 1, 1, 1e-5, 0, 0, 0
 static const Config TWO = {13, 32, 1, 4, 4, 5, 8, 0, 0, 1, 1, 1e-5, 0, 0, 0, 0, 0, 0};
 static const Config PARTS = {11, 98, 1, 64, 3, 8, 56, 0, 0, 1, 1, 1e-5, 0, 0, 0, 0, 0, 0};
 
+/* a in got = a expected, by least squares */
+static double slope_of(const Doubles &got, const Doubles &expected) {
+    double product = 0, square = 0;
+    for (size_t i = 0; i < got.size(); i++) product += got[i] * expected[i], square += expected[i] * expected[i];
+    return product / square;
+}
+
 /* AdamW and the norm on given gradients: three steps, with and without clipping and decay. */
 template <class T> static void test_update(const char *dtype, double clip, double decay) {
     begin("update %s clip %g decay %g", dtype, clip, decay);
@@ -810,6 +817,10 @@ template <class T> static void test_update(const char *dtype, double clip, doubl
         AGREE(change, expected_change, GRADIENT);
         AGREE(m.copy(MOMENT1), m.copy_twin(MOMENT1), GRADIENT);
         AGREE(m.copy(MOMENT2), m.copy_twin(MOMENT2), FORWARD);
+        if (clip == 0) { /* roundings are of either sign: on the whole moments are neither too large nor too small */
+            CHECK_NEAR(slope_of(m.copy(MOMENT1), m.copy_twin(MOMENT1)), 1, 5e-8);
+            CHECK_NEAR(slope_of(m.copy(MOMENT2), m.copy_twin(MOMENT2)), 1, 5e-8);
+        }
         CHECK(m.grads() == Doubles(n, 0.0));
         Array<T> rounded(w);
         CHECK(cudaDeviceSynchronize() == cudaSuccess);
