@@ -161,8 +161,8 @@ typedef struct {
     int top_k, n_vocab, banned, window, n_history, n_out;
 } GpuSampler;
 
-/* What a block's forward leaves for its backward; see BlockActs of mamba.c. dt is before dt_bias and softplus. In lean
-   mode normed, u and dt are not kept but computed again: all blocks share one. */
+/* What a block's forward leaves for its backward; see BlockActs of mamba.c. dt, before dt_bias and softplus, is not kept
+   but computed again from dbc: all blocks share one. In lean mode that is so of normed and u, too. */
 template <class T> struct GpuBlockActs {
     float *input, *r, *kept;
     T *normed, *xz, *u, *dbc, *dt, *gated;
@@ -1590,14 +1590,10 @@ static ScanShape scan_shape_of(const Config *c, int batch, int len, int multipro
     return scan_shape(batch, len, c->d_inner, c->d_state, multiprocessors);
 }
 
-/* u and dt of a block, which lean mode computes in forward and again in backward (dbc it has kept). */
-template <class T> static int block_scan_inputs(Gpu<T> *gpu, const BlockParams *p, GpuBlockActs<T> *k,
-                                                const float *from, float *to, size_t ldstate, int batch, int len,
-                                                int with_dbc) {
+/* k->dt from the columns of k->dbc */
+template <class T> static int dt_forward(Gpu<T> *gpu, const BlockParams *p, GpuBlockActs<T> *k, int rows) {
     const Config *c = &gpu->model.config;
-    int rows = batch * len, E = c->d_inner;
-    TRY(conv_forward(conv_of(gpu, p, k, from, to, ldstate, batch, len), gpu->stream));
-    if (with_dbc) TRY(dbc_forward(gpu, p, k, rows));
+    int E = c->d_inner;
     if (!c->constant_delta)
         return linear_forward(gpu, k->dt, k->dbc, (size_t)dbc_columns(c), in_T(gpu, p->dt_proj), rows, c->dt_rank, E);
     CUDA(cudaMemsetAsync(k->dt, 0, (size_t)rows * E * sizeof *k->dt, gpu->stream)); /* dt_bias makes delta alone */
@@ -1611,7 +1607,9 @@ template <class T> static int block_forward(Gpu<T> *gpu, const BlockParams *p, G
     int rows = batch * len, E = c->d_inner;
     TRY(linear_forward(gpu, k->xz, k->normed, (size_t)c->d_model, in_T(gpu, p->in_proj), rows, c->d_model, 2 * E));
     if (p->in_bias != NULL) TRY(add_bias(gpu, k->xz, p->in_bias, rows, 2 * E));
-    TRY(block_scan_inputs(gpu, p, k, state, state, ldstate, batch, len, 1));
+    TRY(conv_forward(conv_of(gpu, p, k, state, state, ldstate, batch, len), gpu->stream));
+    TRY(dbc_forward(gpu, p, k, rows));
+    TRY(dt_forward(gpu, p, k, rows));
     TRY(scan_forward(scan_of(gpu, p, k, state, state, ldstate, batch, len),
                      scan_shape_of(c, batch, len, gpu->multiprocessors), gpu->stream));
     return linear_forward(gpu, gpu->branch, k->gated, (size_t)E, in_T(gpu, p->out_proj), rows, E, c->d_model);
@@ -1645,8 +1643,9 @@ template <class T> static int block_backward(Gpu<T> *gpu, const BlockParams *g, 
     if (gpu->lean) {
         TRY(residual_rmsnorm(gpu, k->normed, k->r, (float *)NULL, k->input, (const T *)NULL, (const float *)NULL,
                              p->norm, rows));
-        TRY(block_scan_inputs(gpu, p, k, (const float *)NULL, (float *)NULL, 0, batch, len, 0));
+        TRY(conv_forward(conv, gpu->stream));
     }
+    TRY(dt_forward(gpu, p, k, rows));
     TRY(linear_backward(gpu, gpu->dgated, g->out_proj.full, gpu->dbranch, k->gated, E, in_T(gpu, p->out_proj), rows,
                         (int)E, D, 0));
     if (g->out_bias != NULL) TRY(row_sums(gpu, g->out_bias, BiasTerm<float>{gpu->dx, (size_t)D}, rows, D));
@@ -2656,54 +2655,59 @@ static __global__ void __launch_bounds__(SAMPLE_THREADS)
 /* The activations for a batch, cut out of one allocation; with arena->base NULL only counts. */
 template <class T> static void acts_layout(Gpu<T> *gpu, Arena *arena, int batch, int len, int train) {
     const Config *c = &gpu->model.config;
-    size_t rows = (size_t)batch * len, D = c->d_model, E = c->d_inner, W = dbc_columns(c), V = c->vocab_size;
+    size_t rows = (size_t)batch * len, D = c->d_model, E = c->d_inner, W = dbc_columns(c), V = c->vocab_size, work, end;
     ScanShape shape = scan_shape_of(c, batch, len, gpu->multiprocessors);
-    int keep_all = train && !gpu->lean;
-    for (int l = 0; l < c->n_layer; l++) {
+    GpuBlockActs<T> *shared = &gpu->block[0];
+    int keep = train && !gpu->lean;
+    for (int l = 0; l < (train ? c->n_layer : 1); l++) {
         GpuBlockActs<T> *k = &gpu->block[l];
-        if (l == 0 || train) {
-            take(arena, &k->input, rows * D);
-            take(arena, &k->r, rows);
-            take(arena, &k->xz, rows * 2 * E);
-            take(arena, &k->dbc, rows * W);
-            take(arena, &k->gated, rows * E);
-            k->kept = NULL;
-            if (train) take(arena, &k->kept, scan_checkpoints(shape, batch, len, c->d_inner));
-        }
-        if (l == 0 || keep_all) {
-            take(arena, &k->normed, rows * D);
-            take(arena, &k->u, rows * E);
-            take(arena, &k->dt, rows * E);
-        }
-        if (l == 0) continue;
-        if (!train) *k = gpu->block[0];
-        if (!keep_all) k->normed = gpu->block[0].normed, k->u = gpu->block[0].u, k->dt = gpu->block[0].dt;
+        take(arena, &k->input, rows * D);
+        take(arena, &k->r, rows);
+        take(arena, &k->xz, rows * 2 * E);
+        take(arena, &k->dbc, rows * W);
+        take(arena, &k->gated, rows * E);
+        k->kept = NULL;
+        if (train) take(arena, &k->kept, scan_checkpoints(shape, batch, len, c->d_inner));
+        if (keep) take(arena, &k->normed, rows * D);
+        if (keep) take(arena, &k->u, rows * E);
     }
     gpu->head_rows = (int)min(rows, max((size_t)1, HEAD_BYTES / (V * sizeof(T))));
     take(arena, &gpu->x, rows * D);
     take(arena, &gpu->r, rows);
     take(arena, &gpu->normed, rows * D);
     take(arena, &gpu->branch, rows * D);
-    take(arena, &gpu->logits, max(gpu->head_rows, 2) * V); /* copy_logits has them in float, at least a row */
     take(arena, &gpu->losses, rows);
     take(arena, &gpu->correct, rows);
     take(arena, &gpu->tokens, rows);
     take(arena, &gpu->targets, rows);
+    if (train) {
+        take(arena, &gpu->order, rows);
+        take(arena, &gpu->segment, rows + 1);
+        take(arena, &gpu->parts, max(SUM_PARTS * max(2 * E, (size_t)c->d_state), NORM_BLOCKS * D));
+        gpu->dx = gpu->x, gpu->dbranch = gpu->dnormed = gpu->branch; /* rmsnorm_backward works in place */
+    }
+    work = arena->bytes; /* the head and the blocks work one after the other, in the same place */
+    take(arena, &gpu->logits, max(gpu->head_rows, 2) * V); /* copy_logits has them in float, at least a row */
+    end = arena->bytes, arena->bytes = work;
     take(arena, &gpu->scan_scratch,
          max(scan_scratch(shape, batch, len, c->d_inner, train),
              conv_scratch(batch, len, c->d_inner, gpu->multiprocessors)));
-    if (!train) return;
-    take(arena, &gpu->order, rows);
-    take(arena, &gpu->segment, rows + 1);
-    take(arena, &gpu->parts, max(SUM_PARTS * max(2 * E, (size_t)c->d_state), NORM_BLOCKS * D));
-    take(arena, &gpu->dx, rows * D);
-    take(arena, &gpu->dbranch, rows * D);
-    take(arena, &gpu->dnormed, rows * D);
-    take(arena, &gpu->dgated, rows * E);
-    take(arena, &gpu->dxz, rows * 2 * E);
-    take(arena, &gpu->du, rows * E);
-    take(arena, &gpu->ddt, rows * E);
-    take(arena, &gpu->ddbc, rows * W);
+    take(arena, &shared->dt, rows * E);
+    if (!keep) take(arena, &shared->normed, rows * D);
+    if (!keep) take(arena, &shared->u, rows * E);
+    for (int l = 1; l < c->n_layer; l++) {
+        if (!train) gpu->block[l] = *shared;
+        gpu->block[l].dt = shared->dt;
+        if (!keep) gpu->block[l].normed = shared->normed, gpu->block[l].u = shared->u;
+    }
+    if (train) {
+        take(arena, &gpu->dgated, rows * E);
+        take(arena, &gpu->dxz, rows * 2 * E);
+        take(arena, &gpu->du, rows * E);
+        take(arena, &gpu->ddt, rows * E);
+        take(arena, &gpu->ddbc, rows * W);
+    }
+    arena->bytes = max(arena->bytes, end);
 }
 
 static void drop_graph(cudaGraphExec_t *graph) {

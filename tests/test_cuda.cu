@@ -1048,6 +1048,29 @@ template <class T> static void test_head_rows(const char *dtype) {
     AGREE_AS(T, doubles(logits[1]), doubles(logits[0]), FORWARD);
 }
 
+/* A model of 25 million parameters is to train on a GPU of 2 GiB, 16 x 512 positions at a time. */
+static void test_memory() {
+    begin("memory");
+    Config c = {8192, 512, 12, 16, 4, 2, 32, 1024, 0, 1, 1, 1e-5, 0, 0, 0, 0, 0, 0};
+    std::vector<BlockParams> params(c.n_layer);
+    std::vector<GpuBlockActs<bf16>> blocks(c.n_layer);
+    Table table = {};
+    Params p = {};
+    Gpu<bf16> gpu = {};
+    size_t bytes[2];
+    p.block = params.data();
+    params_table(&table, &c, &p, TYPE_REAL);
+    gpu.model.config = c, gpu.multiprocessors = 132, gpu.block = blocks.data();
+    for (int lean = 0; lean < 2; lean++) {
+        Arena arena = {NULL, 0};
+        gpu.lean = lean;
+        acts_layout(&gpu, &arena, 16, 512, 1);
+        bytes[lean] = arena.bytes + table.size * (4 * sizeof(float) + sizeof(bf16)) + BLAS_WORKSPACE;
+    }
+    CHECK(bytes[0] < (size_t)2 << 30);
+    CHECK(bytes[1] < (size_t)7 << 28);
+}
+
 static void test_errors() {
     begin("errors");
     Twins m(SMALL, "fp32", 1, 0, false);
@@ -1409,6 +1432,7 @@ static void test_models() {
     test_generate("broad", BROAD, "tf32", 1, 3, 0, 1);
     test_handed<float>("small", SMALL, "fp32", 1);
     test_handed<bf16>("wide", WIDE, "bf16", 3);
+    test_memory();
     test_errors();
     const int draws = full ? 16 : brief ? 2 : 5;
     for (int V : {37, 3000}) {
