@@ -863,7 +863,7 @@ static __device__ __forceinline__ float decay(float delta, float A) { return exp
 template <class T> struct Scan {
     int batch, len, d_inner, d_state;
     const T *u, *dt, *z, *B, *C;                  /* dt before dt_bias and softplus */
-    int ld_u, ld_dt, ld_z, ld_bc;
+    int ld_u, ld_dt, ld_z, ld_b, ld_c;            /* 0 where B or C is the same at every position */
     const float *A_log, *D, *dt_bias;
     const float *h_first;                         /* NULL: zeros */
     float *h_last;                                /* NULL: not wanted; may be h_first */
@@ -946,8 +946,8 @@ void load_tile(TileInput<T> *in, const Scan<T> &s, const ScanPlace &p, int tile,
     if (WALK) load_rows<FAST>(in->u, element(s.u, row, s.ld_u, d), s.ld_u, n, n_16);
     if (OUTPUT) load_rows<FAST>(in->z, element(s.z, row, s.ld_z, d), s.ld_z, n, n_16);
     if (GRADIENT) load_rows<FAST>(in->d_out, element(s.d_out, row, s.ld_d_out, d), s.ld_d_out, n, n_16);
-    if (WALK) in->B = load_few<4, FAST>(element(s.B, row_bc, s.ld_bc, s.n_first + p.bc_n), n_bc);
-    if (OUTPUT) in->C = load_few<4, FAST>(element(s.C, row_bc, s.ld_bc, s.n_first + p.bc_n), n_bc);
+    if (WALK) in->B = load_few<4, FAST>(element(s.B, row_bc, s.ld_b, s.n_first + p.bc_n), n_bc);
+    if (OUTPUT) in->C = load_few<4, FAST>(element(s.C, row_bc, s.ld_c, s.n_first + p.bc_n), n_bc);
 }
 
 static __device__ __forceinline__ void store_float4(float *to, const float *v) {
@@ -1465,7 +1465,7 @@ template <class T, bool FAST> static int scan_backward_slices(Scan<T> s, cudaStr
 /* FAST kernels are for fours that are aligned, and one launch. */
 template <class T> static bool scan_is_fast(const Scan<T> &s) {
     return s.slices == 1 && s.d_inner % 4 == 0 && s.d_state % 4 == 0 && aligned(s.u, s.ld_u, 4) &&
-           aligned(s.dt, s.ld_dt, 4) && aligned(s.z, s.ld_z, 4) && aligned(s.B, s.ld_bc, 4) && aligned(s.C, s.ld_bc, 4);
+           aligned(s.dt, s.ld_dt, 4) && aligned(s.z, s.ld_z, 4) && aligned(s.B, s.ld_b, 4) && aligned(s.C, s.ld_c, 4);
 }
 
 static int scan_check(int d_state) {
@@ -1515,8 +1515,9 @@ template <class T> static int residual_rmsnorm(Gpu<T> *gpu, T *y, float *r, floa
     return 0;
 }
 
-/* dbc has columns of dt, B and C, as x_proj makes them. Where B or C is constant, its columns come behind those that
-   x_proj makes and hold the parameter in every row, so that the scan need not know. A constant delta has no columns. */
+/* dbc and its gradient have columns of dt, B and C, as x_proj makes them. Where B or C is constant, its columns come
+   behind those; they are for the gradient at each position, and the scan reads the parameter instead. A constant delta
+   has no columns. */
 static int dbc_columns(const Config *c) { return dt_width(c) + 2 * c->d_state; }
 static int column_of_B(const Config *c) { return dt_width(c) + (c->constant_B && !c->constant_C ? c->d_state : 0); }
 static int column_of_C(const Config *c) { return dt_width(c) + (c->constant_B && !c->constant_C ? 0 : c->d_state); }
@@ -1541,31 +1542,19 @@ template <class T> static Scan<T> scan_of(Gpu<T> *gpu, const BlockParams *p, Gpu
     Scan<T> s = {};
     s.batch = batch, s.len = len, s.d_inner = c->d_inner, s.d_state = c->d_state;
     s.u = k->u, s.dt = k->dt, s.ld_u = s.ld_dt = E, s.z = k->xz + E, s.ld_z = 2 * E;
-    s.B = k->dbc + column_of_B(c), s.C = k->dbc + column_of_C(c), s.ld_bc = dbc_columns(c);
+    s.B = k->dbc + column_of_B(c), s.C = k->dbc + column_of_C(c), s.ld_b = s.ld_c = dbc_columns(c);
+    if (c->constant_B) s.B = in_T(gpu, p->B), s.ld_b = 0;
+    if (c->constant_C) s.C = in_T(gpu, p->C), s.ld_c = 0;
     s.A_log = p->A_log, s.D = p->D, s.dt_bias = p->dt_bias;
     s.h_first = from != NULL ? from + conv : NULL, s.h_last = to != NULL ? to + conv : NULL, s.ld_h = ldstate;
     s.out = k->gated, s.ld_out = E, s.checkpoints = k->kept, s.scratch = gpu->scan_scratch;
     return s;
 }
 
-/* Every row of y becomes v.     y: (rows, dim), row stride ld */
-template <class T> static __global__ void set_rows_kernel(T *y, int ld, const float *v, size_t rows, int dim) {
-    for (size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x; i < rows * dim; i += (size_t)gridDim.x * blockDim.x)
-        store(&y[i / dim * ld + i % dim], v[i % dim]);
-}
-
-template <class T> static int set_rows(Gpu<T> *gpu, T *y, int ld, const float *v, int rows, int dim) {
-    CUDA(launch(set_rows_kernel<T>, dim3(8 * gpu->multiprocessors), dim3(256), 0, gpu->stream, y, ld, v, (size_t)rows,
-                dim));
-    return 0;
-}
-
-/* k->dbc = x_proj u, and the constants */
+/* k->dbc = x_proj u */
 template <class T> static int dbc_forward(Gpu<T> *gpu, const BlockParams *p, GpuBlockActs<T> *k, int rows) {
     const Config *c = &gpu->model.config;
-    int E = c->d_inner, made = dbc_width(c), W = dbc_columns(c), N = c->d_state;
-    if (c->constant_B) TRY(set_rows(gpu, k->dbc + column_of_B(c), W, p->B, rows, N));
-    if (c->constant_C) TRY(set_rows(gpu, k->dbc + column_of_C(c), W, p->C, rows, N));
+    int E = c->d_inner, made = dbc_width(c), W = dbc_columns(c);
     if (made == 0) return 0;
     return gemm(gpu, CUBLAS_OP_T, CUBLAS_OP_N, made, rows, E, in_T(gpu, p->x_proj), (size_t)E, (const T *)k->u,
                 (size_t)E, k->dbc, (size_t)W, 0);

@@ -143,7 +143,7 @@ template <class T> static void bench_scan_shape(int batch, int E, int len, Goal 
         s[i].batch = batch, s[i].len = len, s[i].d_inner = E, s[i].d_state = N, s[i].u = u, s[i].dt = dt,
         s[i].z = xz + E, s[i].B = dbc + R, s[i].C = dbc + R + N;
         s[i].ld_u = s[i].ld_dt = s[i].ld_out = s[i].ld_d_out = s[i].ld_du = s[i].ld_ddt = E,
-        s[i].ld_z = s[i].ld_dz = 2 * E, s[i].ld_bc = s[i].ld_dbc = W;
+        s[i].ld_z = s[i].ld_dz = 2 * E, s[i].ld_b = s[i].ld_c = s[i].ld_dbc = W;
         s[i].A_log = A, s[i].D = D, s[i].dt_bias = bias, s[i].out = out, s[i].checkpoints = kept + i * n_kept,
         s[i].scratch = scratch;
         s[i].d_out = d_out, s[i].du = du, s[i].ddt = ddt, s[i].dz = dxz + E, s[i].dB = ddbc + R, s[i].dC = ddbc + R + N;

@@ -447,7 +447,7 @@ template <class T> static void test_scan(ScanCase c) {
     Scan<T> s = {};
     s.batch = batch, s.len = len, s.d_inner = E, s.d_state = N;
     s.u = u_d.device, s.dt = dt_d.device, s.z = xz_d.device + E, s.B = dbc_d.device + R, s.C = s.B + N;
-    s.ld_u = s.ld_dt = s.ld_out = s.ld_d_out = s.ld_du = s.ld_ddt = E, s.ld_z = s.ld_dz = 2 * E, s.ld_bc = s.ld_dbc = W;
+    s.ld_u = s.ld_dt = s.ld_out = s.ld_d_out = s.ld_du = s.ld_ddt = E, s.ld_z = s.ld_dz = 2 * E, s.ld_b = s.ld_c = s.ld_dbc = W;
     s.A_log = A_d.device, s.D = D_d.device, s.dt_bias = bias_d.device,
     s.h_first = c.with_state ? from_d.device : nullptr, s.h_last = to_d.device;
     s.ld_h = state, s.out = out_d.device, s.checkpoints = kept_d.device, s.scratch = scratch.device;
@@ -546,7 +546,7 @@ template <class T> static void test_offsets(int E, int N, int K) {
         Scan<T> s = {};
         s.batch = batch, s.len = len, s.d_inner = E, s.d_state = N, s.u = u_, s.dt = dt_, s.z = z_, s.B = bc_,
         s.C = bc_ + N, s.ld_u = s.ld_dt = s.ld_z = s.ld_out = s.ld_d_out = s.ld_du = s.ld_ddt = s.ld_dz = ld_in;
-        s.ld_bc = s.ld_dbc = ld_bc, s.A_log = A.device, s.D = s.dt_bias = vector.device, s.h_last = last.device;
+        s.ld_b = s.ld_c = s.ld_dbc = ld_bc, s.A_log = A.device, s.D = s.dt_bias = vector.device, s.h_last = last.device;
         s.ld_h = (size_t)N * E, s.out = out, s.checkpoints = kept.device, s.scratch = scratch.device, s.d_out = d_out_;
         s.du = du, s.ddt = ddt, s.dz = dz, s.dB = dbc, s.dC = dbc + N, s.dA_log = grads.device;
         s.dD = grads.device + E * N, s.ddt_bias = s.dD + E;
@@ -1517,7 +1517,7 @@ static void test_large_layers() {
     s.batch = batch, s.len = len, s.d_inner = E, s.d_state = N, s.u = u.device, s.dt = dt.device, s.z = xz.device + E,
     s.B = dbc.device + 48;
     s.C = s.B + N, s.ld_u = s.ld_dt = s.ld_out = s.ld_d_out = s.ld_du = s.ld_ddt = E, s.ld_z = s.ld_dz = 2 * E,
-    s.ld_bc = s.ld_dbc = W;
+    s.ld_b = s.ld_c = s.ld_dbc = W;
     s.A_log = A.device, s.D = s.dt_bias = vector.device, s.h_last = to.device, s.ld_h = (size_t)N * E,
     s.scratch = scratch.device;
     s.out = dxz.device, s.ld_out = 2 * E, s.checkpoints = kept.device;

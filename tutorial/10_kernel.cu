@@ -200,7 +200,7 @@ static Scan<float> eight_steps(int apart) {
     for (int n = 0; n < STATES; n++) A_log[n] = eight_A_log();
     s.batch = 1, s.len = len, s.d_inner = 1, s.d_state = STATES;
     s.u = u, s.dt = dt, s.z = z, s.B = B, s.C = C, s.A_log = A_log, s.D = zero, s.dt_bias = zero;
-    s.ld_u = s.ld_dt = s.ld_z = s.ld_out = 1, s.ld_bc = STATES;
+    s.ld_u = s.ld_dt = s.ld_z = s.ld_out = 1, s.ld_b = s.ld_c = STATES;
     s.out = on_device<float>(len), s.h_last = on_device<float>(STATES), s.ld_h = STATES;
     return s;
 }
