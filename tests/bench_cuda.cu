@@ -33,20 +33,30 @@ static double median(std::vector<double> v) {
     return v[v.size() / 2];
 }
 
-/* Microseconds from before `launch` to its end on the device. */
+static double now() {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+/* Microseconds from before `launch` to its end on the device, once it has done nothing else for a while: after idle
+   time, or after work that draws more power, clocks and times change for some milliseconds. */
 template <class Launch> static double time_of_launch(Launch launch, int times = 15) {
+    const double settled = now() + 0.05;
     cudaEvent_t begin, end;
     std::vector<double> us;
     float ms;
     MUST_CUDA(cudaEventCreate(&begin));
     MUST_CUDA(cudaEventCreate(&end));
-    for (int i = 0; i < times + 2; i++) {
+    while (now() < settled) {
+        launch();
+        MUST_CUDA(cudaStreamSynchronize(stream));
+    }
+    for (int i = 0; i < times; i++) {
         MUST_CUDA(cudaEventRecord(begin, stream));
         launch();
         MUST_CUDA(cudaEventRecord(end, stream));
         MUST_CUDA(cudaEventSynchronize(end));
         MUST_CUDA(cudaEventElapsedTime(&ms, begin, end));
-        if (i >= 2) us.push_back(1e3 * ms);
+        us.push_back(1e3 * ms);
     }
     cudaEventDestroy(begin), cudaEventDestroy(end);
     return median(us);
@@ -64,10 +74,6 @@ template <class Work> static double time_of(Work work) {
     double us = time_of_launch([&] { MUST_CUDA(cudaGraphLaunch(run, stream)); });
     cudaGraphExecDestroy(run), cudaGraphDestroy(graph);
     return us / calls;
-}
-
-static double now() {
-    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
 template <class T> static __global__ void random_kernel(T *p, size_t n, unsigned seed, float low, float high) {
