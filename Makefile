@@ -2,7 +2,8 @@
 #
 #   make              ./train and ./run, with the GPU backend if nvcc is found
 #   make demo         train on the built-in stories and sample, in about a minute on two cores
-#   make test         build and run every test; make test-gpu runs those of mamba.cu on a GPU
+#   make test         build and run every test; make test-gpu runs those of mamba.cu on a GPU, make sanitize-gpu under
+#                     compute-sanitizer
 #   make tutorial     run the chapters' programs: their outputs and pictures, tutorial/out
 #   make ex-NN        check your solutions of chapter NN's exercises, tutorial/ex_NN.c
 #   make break-NN     run chapter NN's program with its error planted
@@ -39,7 +40,7 @@ GPU_LIBS   = -L$(CUDA_HOME)/lib64 -Wl,-rpath,$(CUDA_HOME)/lib64 -lcublas -lcudar
 GPU_FLAGS  = -DMAMBA_CUDA
 endif
 
-.PHONY: all demo test test-gpu fuzz tutorial lab bench bench-gpu vocabulary clean
+.PHONY: all demo test test-gpu sanitize-gpu fuzz tutorial lab bench bench-gpu vocabulary clean
 all: train run
 
 train run: %: %.c mamba.c $(GPU_OBJECT)
@@ -206,6 +207,15 @@ build/gpu_%: tests/%.cu mamba.cu mamba.c tests/check.h | build
 
 test-gpu: build/gpu_test_cuda
 	build/gpu_test_cuda
+
+# And under compute-sanitizer, each access to memory once. memcheck is not to report the memory that a test makes run
+# out; racecheck looks at our kernels, not at cuBLAS's.
+sanitize-gpu: sanitize-memcheck sanitize-racecheck sanitize-synccheck sanitize-initcheck
+sanitize-memcheck:  TOOL_OPTIONS = --report-api-errors no
+sanitize-racecheck: TOOL_OPTIONS = --kernel-name kns=_kernel
+sanitize-initcheck: SELECTION = unpoisoned
+sanitize-%: build/gpu_test_cuda
+	PATH="$$PATH:$(CUDA_HOME)/bin" compute-sanitizer --tool $* --error-exitcode 1 $(TOOL_OPTIONS) $< brief $(SELECTION)
 
 bench-gpu: build/gpu_bench_cuda
 	build/gpu_bench_cuda

@@ -2062,8 +2062,8 @@ template <class T, int S> struct StepIn {
                 us[of_stream * s.channels + first + of_row] = s.u[of_stream * s.d_inner + d] = value;
             }
         }
+        __syncthreads(); /* us is complete; and a block of z's, which has no scan, goes on to write where xw is */
         if (s.has_z()) return;
-        __syncthreads();
 #pragma unroll 1
         for (int at = 0; at < s.width; at += STEP_THREADS / SHARE_LANES) {
             int j = at + threadIdx.x / SHARE_LANES;

@@ -16,15 +16,32 @@
 #ifdef CUDA_ON_CPU
 #include <cxxabi.h>
 #else
+#include <cublas_v2.h>
 #include <cuda_runtime.h>
-/* Not under initcheck, to which a poisoned byte is an initialised one. Then models in bf16 are left out: in them, and
-   only in them, it reported reads of what cuBLAS had just written. */
+/* Not under initcheck, to which a poisoned byte is an initialised one. It does not see what cuBLAS writes in bf16, so
+   there a kernel clears this before; reads of anything else that nobody wrote are reported. */
 static bool poison = true;
 template <class T> static cudaError_t poisoned_malloc(T **p, size_t bytes) {
     cudaError_t error = cudaMalloc(p, bytes);
     return error == cudaSuccess && poison ? cudaMemset(*p, 0xff, bytes) : error;
 }
+static __global__ void clear_kernel(unsigned short *c, size_t ld, int m) {
+    for (int i = threadIdx.x; i < m; i += blockDim.x) c[blockIdx.x * ld + i] = 0;
+}
+static cublasStatus_t cleared_gemm(cublasHandle_t blas, cublasOperation_t op_a, cublasOperation_t op_b, int m, int n,
+                                   int k, const void *alpha, const void *a, cudaDataType type_a, int lda, const void *b,
+                                   cudaDataType type_b, int ldb, const void *beta, void *c, cudaDataType type_c,
+                                   int ldc, cublasComputeType_t compute, cublasGemmAlgo_t algorithm) {
+    cudaStream_t stream;
+    int halves = type_c == CUDA_R_32F ? 2 : 1;
+    cublasGetStream(blas, &stream);
+    if (!poison && type_a == CUDA_R_16BF && *(const float *)beta == 0)
+        clear_kernel<<<n, 128, 0, stream>>>((unsigned short *)c, (size_t)ldc * halves, m * halves);
+    return cublasGemmEx(blas, op_a, op_b, m, n, k, alpha, a, type_a, lda, b, type_b, ldb, beta, c, type_c, ldc, compute,
+                        algorithm);
+}
 #define cudaMalloc poisoned_malloc
+#define cublasGemmEx cleared_gemm
 #endif
 #include "../mamba.cu"
 
@@ -723,6 +740,7 @@ struct Twins {
     oracle::Model twin;
     Backend gpu;
     oracle::Backend cpu;
+    bool half;
     Twins(Config c, const char *dtype, int train, int lean, bool with_oracle = true) : model(), twin(), gpu(), cpu() {
         oracle::Config same_config;
         uint64_t seed = 5;
@@ -734,11 +752,24 @@ struct Twins {
         for (int i = 0; i < model.n_tensor; i++) /* also what starts as 0 or 1 is to matter */
             for (size_t j = 0; j < model.tensor[i].size; j++)
                 model.weights[model.tensor[i].offset + j] += 0.1f * (float)random_normal(&seed);
+        half = strcmp(dtype, "bf16") == 0;
+        if (!train) round_weights();
         OK(cuda_backend(&gpu, &model, dtype, train, lean));
         if (!with_oracle) return;
         OK(oracle::model_create(&twin, &same_config));
         for (size_t i = 0; i < model.n_param; i++) twin.weights[i] = model.weights[i];
         OK(oracle::cpu_backend(&cpu, &twin, 0, train));
+    }
+    /* To numbers that bf16 holds, so that where outputs are compared both sides have the same weights. */
+    void round_weights() {
+        for (size_t i = 0; i < model.n_param && half; i++) model.weights[i] = (float)(bf16)model.weights[i];
+    }
+    /* After training: both go on with the GPU's weights, rounded so. */
+    void share_weights() {
+        OK(gpu.copy(gpu.self, WEIGHTS, model.weights, 0));
+        round_weights();
+        OK(gpu.copy(gpu.self, WEIGHTS, model.weights, 1));
+        OK(cpu.copy(cpu.self, oracle::WEIGHTS, Doubles(model.weights, model.weights + model.n_param).data(), 1));
     }
     ~Twins() {
         gpu.close(gpu.self);
@@ -917,18 +948,22 @@ static void test_model(const char *name, Config config, const char *dtype, int b
         CHECK_NEAR(norm, expected_norm, 1e-5 * expected_norm);
         AGREE(m.copy(MOMENT1), m.copy_twin(MOMENT1), GRADIENT);
         AGREE(m.copy(WEIGHTS), m.copy_twin(WEIGHTS), FORWARD);
+        m.share_weights();
 
         std::vector<float> logits((size_t)batch * len * V), last(batch * V);
         Doubles expected_logits(logits.size());
+        OK(m.gpu.reset(m.gpu.self, batch));
+        OK(m.gpu.forward(m.gpu.self, tokens.data(), len, last.data(), 0));
         OK(m.gpu.reset(m.gpu.self, batch));
         OK(m.cpu.reset(m.cpu.self, batch));
         OK(m.gpu.forward(m.gpu.self, tokens.data(), len, logits.data(), 1));
         OK(m.cpu.forward(m.cpu.self, tokens.data(), len, expected_logits.data(), 1));
         AGREE_IN(a, doubles(logits), expected_logits, a.forward);
         AGREE_IN(a, m.copy(STATE), m.copy_twin(STATE), a.forward);
-        OK(m.gpu.forward(m.gpu.self, tokens.data(), len, last.data(), 0)); /* goes on from there */
+        AGREE_IN(a, doubles(last), columns(doubles(logits), (size_t)len * V, (size_t)(len - 1) * V, V), a.forward);
+        OK(m.gpu.forward(m.gpu.self, tokens.data(), len, logits.data(), 1)); /* goes on from there */
         OK(m.cpu.forward(m.cpu.self, tokens.data(), len, expected_logits.data(), 1));
-        AGREE_IN(a, doubles(last), columns(expected_logits, (size_t)len * V, (size_t)(len - 1) * V, V), a.forward);
+        AGREE_IN(a, doubles(logits), expected_logits, a.forward);
 
         long right, expected_right;
         OK(m.gpu.reset(m.gpu.self, batch));
@@ -1373,6 +1408,7 @@ static void test_constants(const char *dtype) {
     for (int which = 1; which < 8; which++) {
         char name[32];
         snprintf(name, sizeof name, "constants %d", which);
+        if (brief && which < 6 && strcmp(dtype, "bf16") == 0) continue;
         if (which > 5) test_model(name, constant(SMALL, which), dtype, 2, 64);
         if (which < 7) test_model(name, constant(ODD, which), dtype, 2, 33);
         test_generate(name, constant(SMALL, which), dtype, which > 3 ? 1 : 7, 6, 0);
@@ -1381,18 +1417,16 @@ static void test_constants(const char *dtype) {
         test_windows(constant(ODD, which), dtype, 100, 16);
     }
     test_generate("constants, wide", constant(WIDE, 6), dtype, 2, 5, 0);
-    test_training(constant(SMALL, 7), dtype, 4, 16, brief ? 10 : 40);
+    if (!brief) test_training(constant(SMALL, 7), dtype, 4, 16, 40);
 }
 
 static void test_models() {
     const char *dtypes[] = {"fp32", "bf16", "tf32"};
     for (const char *dtype : dtypes) {
         bool tf32 = strcmp(dtype, "tf32") == 0; /* fp32's kernels: only matrix products differ */
-#ifndef CUDA_ON_CPU
-        if (!poison && strcmp(dtype, "bf16") == 0) continue; /* see poison */
-#endif
+        if (brief && tf32) continue;
         test_model("small", SMALL, dtype, 2, 70);
-        test_training(SMALL, dtype, 4, 16, brief ? 10 : 100);
+        if (!brief) test_training(SMALL, dtype, 4, 16, 100);
         test_resume(dtype, 0);
         test_generate("small", SMALL, dtype, 3, 12, 0);
         test_pieces(ODD, dtype, 3, 77);
