@@ -60,7 +60,8 @@ static void draw(const Config *c, const char *dir) {
     plot_line(&plot, 1, length, cache, POINTS, "keys and values");
     plot_line(&plot, 0, length, state, POINTS, "state of Mamba");
     plot_end(&plot);
-    picture_text(&p, plot_x(&plot, 38) + 8, plot_y(&plot, 4. * c->n_layer * state_stride(c)) + 24, LEFT, "equal at 38 tokens");
+    picture_text(&p, plot_x(&plot, 38) + 8, plot_y(&plot, 4. * c->n_layer * state_stride(c)) + 24, LEFT,
+                 "equal at 38 tokens");
     if (picture_close(&p) != 0) exit(1);
 }
 

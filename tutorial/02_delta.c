@@ -117,7 +117,8 @@ static void draw_half_lives(const char *dir) {
     for (int i = 0; i < ROWS; i++)
         for (int n = 0; n < STATES; n++) v[i * STATES + n] = half_life(pow(10, -4 * (i + 0.5) / ROWS), -(n + 1));
     picture_open(&p, dir, "02_half_life.svg", 640, 380, "How many steps halve a number of the state");
-    plot = plot_begin(&p, 64, 66, 330, 260, axis_make("decay rate -A = n + 1 (per unit of time)", LINEAR, 0.5, 16.5), y);
+    plot = plot_begin(&p, 64, 66, 330, 260, axis_make("decay rate -A = n + 1 (per unit of time)", LINEAR, 0.5, 16.5),
+                      y);
     plot_heat(&plot, v, ROWS, STATES, &colour, NULL);
     plot_heat_scale(&plot, &colour);
     for (int end = 0; end < 2; end++) {

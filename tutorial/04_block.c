@@ -102,6 +102,12 @@ static void print_model(void) {
     model_free(&m);
 }
 
+/* What goes past the steps in between: from (x, y) out to by, down, and in again to (to, end). */
+static void draw_past(Picture *p, double x, double y, double by, double to, double end) {
+    fprintf(p->file, "<path d=\"M%g %.2fH%gV%.2f\" class=\"s%d\" fill=\"none\"/>\n", x, y, by, end, INK);
+    picture_arrow(p, by, end, to, end, INK);
+}
+
 /* A box for each step, its area in proportion to the step's parameters, and what the step makes, with its shape. */
 static void draw_block(const char *dir, const Model *m, const Tensor *acts, int n_acts) {
     const struct {
@@ -156,13 +162,9 @@ static void draw_block(const char *dir, const Model *m, const Tensor *acts, int 
     fprintf(p.file, "<path d=\"M%g %.2fH258V%.2fH%g\" class=\"s3\" fill=\"none\" stroke-dasharray=\"5 3\"/>\n",
             middle + sqrt(3072. * 768) * scale / 2, at[1], at[6], middle + 5);
     picture_text(&p, 252, at[6] - 40, RIGHT, "z");
-    fprintf(p.file, "<path d=\"M%g %.2fH%gV%.2f\" class=\"s%d\" fill=\"none\"/>\n", middle - 4, at[2], middle - 34, at[5],
-            INK);
-    picture_arrow(&p, middle - 34, at[5], middle - 7, at[5], INK);
+    draw_past(&p, middle - 4, at[2], middle - 34, middle - 7, at[5]);
     picture_text(&p, middle - 40, at[3] + 4, RIGHT, "u");
-    fprintf(p.file, "<path d=\"M%g %.2fH%gV%.2f\" class=\"s%d\" fill=\"none\"/>\n", middle + 15, at[3], middle + 34, at[5],
-            INK);
-    picture_arrow(&p, middle + 34, at[5], middle + 7, at[5], INK);
+    draw_past(&p, middle + 15, at[3], middle + 34, middle + 7, at[5]);
     picture_text(&p, middle + 38, at[4] + 4, LEFT, "B, C");
     if (picture_close(&p) != 0) exit(1);
 }
