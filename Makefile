@@ -5,8 +5,9 @@
 #   make test         build and run every test; make test-gpu runs those of mamba.cu on a GPU, make sanitize-gpu under
 #                     compute-sanitizer
 #   make tutorial     run the chapters' programs: their outputs and pictures, tutorial/out
+#   make chapter-NN   run chapter NN's program and show what it prints
 #   make ex-NN        check your solutions of chapter NN's exercises, tutorial/ex_NN.c
-#   make break-NN     run chapter NN's program with its error planted
+#   make break-NN     run chapter NN's program with its error planted, and show what that changes
 #   make lab          train and measure what chapter 8 shows; QUICK=1 in a small way, on two cores
 #   make bench        speed, each figure beside the machine's limit; make bench-gpu on a GPU
 #   make fuzz         made-up files, FUZZ_SECONDS=60 of each kind; needs clang
@@ -50,7 +51,7 @@ build/mamba_cuda.o: mamba.cu mamba.c | build
 	$(NVCC) $(NVCCFLAGS) -DMAMBA_CUDA -c $< -o $@
 
 build:
-	mkdir -p build
+	@mkdir -p build
 
 demo: train run
 	rm -rf build/demo
@@ -169,9 +170,20 @@ lab: train run build/08_lab
 
 build/tutorial/08_lab.txt: $(wildcard tutorial/lab/*.txt)
 
+chapter = $(or $(filter $*_%,$(CHAPTERS)),$(error there is no program of chapter $*))
+broken  = $(or $(filter $*_%,$(BROKEN)),$(error no error is planted in chapter $*; there is one in $(BROKEN:%_break=%)))
+
+chapter-%:
+	@$(MAKE) -s --no-print-directory build/tutorial/$(chapter).txt
+	@cat build/tutorial/$(chapter).txt
+
+# What differs, paragraph by paragraph; lines that begin with ~ differ from machine to machine.
 break-%:
-	@$(MAKE) -s --no-print-directory $(filter build/tutorial/$*_%,$(BROKEN:%=build/tutorial/%.txt))
-	@cat build/tutorial/$*_*_break.txt
+	@$(MAKE) -s --no-print-directory build/tutorial/$(broken).txt
+	@awk -v RS= '{ same = $$0; gsub(/~[^\n]*/, "", same) } \
+	    FNR == NR { right[FNR] = same; text[FNR] = $$0; next } \
+	    same != right[FNR] { print "as it should be:\n" text[FNR] "\n\nwith the error:\n" $$0 "\n" }' \
+	    tutorial/out/$(broken:%_break=%).txt build/tutorial/$(broken).txt
 
 ex-%: | build
 	@$(TUTORIAL) -Wno-unused-parameter tutorial/ex_$*.c -o build/ex_$* $(LDLIBS)

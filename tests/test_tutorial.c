@@ -196,7 +196,7 @@ static void check_quote(char *source_name, const Line *quote, int n) {
     free(text);
 }
 
-/* Whether the Makefile has the target, n bytes long; ex-NN and break-NN are patterns. */
+/* Whether the Makefile has the target, n bytes long; chapter-NN, ex-NN and break-NN are patterns. */
 static int is_target(const char *target, size_t n) {
     char *makefile = load("Makefile"), path[MAX_PATH];
     int found = 0;
@@ -206,8 +206,8 @@ static int is_target(const char *target, size_t n) {
             found = strncmp(q, target, n) == 0 && (q == p || q[-1] == ' ') && (q + n == p + names || q[n] == ' ');
     }
     if (strncmp(target, "ex-NN", n) == 0 || strncmp(target, "break-NN", n) == 0) found = 1;
-    snprintf(path, sizeof path, "tutorial/ex_%.2s.c", n == 5 ? target + 3 : "--");
-    if (strncmp(target, "ex-", 3) == 0) found |= exists(path);
+    snprintf(path, sizeof path, "tutorial/ex_%.2s.c", n == 5 ? target + 3 : n == 10 ? target + 8 : "--");
+    if (strncmp(target, "ex-", 3) == 0 || strncmp(target, "chapter-", 8) == 0) found |= exists(path);
     if (n == 8 && strncmp(target, "break-", 6) == 0) {
         static char names[MAX_FILES][MAX_PATH];
         for (int i = list("tutorial/out", "_break.txt", names) - 1; i >= 0; i--)

@@ -56,11 +56,12 @@ static void draw(const Config *c, const char *dir) {
     }
     picture_open(&p, dir, "01_memory.svg", 640, 340, "What is kept of the past, for one sequence");
     plot = plot_begin(&p, 64, 66, 400, 220, axis_make("tokens read so far", LOG2, 1, length[POINTS - 1]),
-                      axis_make("memory (bytes, float32)", LOG10, 1e4, 1e10));
+                      axis_make("memory (bytes, float32)", LOG10, 1e4, 3e11));
     plot_line(&plot, 1, length, cache, POINTS, "keys and values");
     plot_line(&plot, 0, length, state, POINTS, "state of Mamba");
     plot_end(&plot);
-    picture_text(&p, plot_x(&plot, 38) + 8, plot_y(&plot, 4. * c->n_layer * state_stride(c)) + 24, LEFT, "equal at 38");
+    picture_text(&p, plot_x(&plot, 38) + 8, plot_y(&plot, 4. * c->n_layer * state_stride(c)) + 24, LEFT,
+                 "equal at 38 tokens");
     if (picture_close(&p) != 0) exit(1);
 }
 

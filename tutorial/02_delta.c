@@ -87,10 +87,12 @@ static void print_start(void) {
 static void print_states(void) {
     double u[1000], delta[1000], B[1000 * STATES], y[1000], A_log[STATES], h[STATES], D = 0;
     double dt_bias = log(expm1(0.01));
+    const int lengths[] = {1, 2, 3, 10, 100, 1000};
     printf("\nlargest number of a state that reads inputs of 1\n%8s%14s\n", "steps", "largest h");
     for (int n = 0; n < STATES; n++) A_log[n] = log(n + 1);
     for (int i = 0; i < 1000 * STATES; i++) B[i] = 1;
-    for (int len = 1; len <= 1000; len *= 10) {
+    for (int i = 0; i < 6; i++) {
+        int len = lengths[i];
         double largest = 0;
         memset(h, 0, sizeof h);
         for (int t = 0; t < len; t++) u[t] = 1, delta[t] = 0; /* dt_proj dt is 0 here: the bias alone */
@@ -108,13 +110,15 @@ static void print_states(void) {
 
 static void draw_half_lives(const char *dir) {
     double v[ROWS * STATES];
-    Axis colour = axis_make("half-life (steps)", LOG10, 0.1, 1e4), y = axis_make("delta", LOG10, 1e-4, 1);
+    Axis colour = axis_make("half-life (steps)", LOG10, 0.04, 1e4);
+    Axis y = axis_make("delta (units of time)", LOG10, 1e-4, 1);
     Picture p;
     Plot plot;
     for (int i = 0; i < ROWS; i++)
         for (int n = 0; n < STATES; n++) v[i * STATES + n] = half_life(pow(10, -4 * (i + 0.5) / ROWS), -(n + 1));
     picture_open(&p, dir, "02_half_life.svg", 640, 380, "How many steps halve a number of the state");
-    plot = plot_begin(&p, 64, 66, 330, 260, axis_make("decay rate -A (1 per unit of time)", LINEAR, 0.5, 16.5), y);
+    plot = plot_begin(&p, 64, 66, 330, 260, axis_make("decay rate -A = n + 1 (per unit of time)", LINEAR, 0.5, 16.5),
+                      y);
     plot_heat(&plot, v, ROWS, STATES, &colour, NULL);
     plot_heat_scale(&plot, &colour);
     for (int end = 0; end < 2; end++) {

@@ -84,7 +84,8 @@ static void print_long(void) {
 static void draw_strips(const char *dir, const real *delta) {
     const char *const name[] = {"delta", "state h", "output y"};
     Picture p;
-    picture_open(&p, dir, "03_strips.svg", 760, 404, "Eight steps: the same at every position, and selective");
+    picture_open(&p, dir, "03_strips.svg", 760, 404,
+                 "Eight positions, from left to right: steps that are all the same, and selective ones");
     for (int way = 0; way < 2; way++) {
         real y[EIGHT], h[EIGHT];
         const real *C = way ? ask : eight_ones, *d = way ? delta : eight_ones, *row[3];

@@ -102,6 +102,12 @@ static void print_model(void) {
     model_free(&m);
 }
 
+/* What goes past the steps in between: from (x, y) out to by, down, and in again to (to, end). */
+static void draw_past(Picture *p, double x, double y, double by, double to, double end) {
+    fprintf(p->file, "<path d=\"M%g %.2fH%gV%.2f\" class=\"s%d\" fill=\"none\"/>\n", x, y, by, end, INK);
+    picture_arrow(p, by, end, to, end, INK);
+}
+
 /* A box for each step, its area in proportion to the step's parameters, and what the step makes, with its shape. */
 static void draw_block(const char *dir, const Model *m, const Tensor *acts, int n_acts) {
     const struct {
@@ -117,10 +123,10 @@ static void draw_block(const char *dir, const Model *m, const Tensor *acts, int 
                 {"out_proj", {"out_proj.weight"}, "mixed", "normed", 0},
                 {"add", {NULL}, "x of the next block", "x", 5}};
     const double middle = 170, scale = 0.085;
-    double y = 84, top = 0, gate = 0, split = 0;
+    double y = 84, top = 0, at[9];
     Picture p;
     picture_open(&p, dir, "04_block.svg", 760, 640,
-                 "A block: boxes in proportion to parameters, and what each step makes");
+                 "A block: areas in proportion to parameters, and what each step makes");
     picture_text(&p, 290, 52, LEFT, "step");
     picture_text(&p, 440, 52, LEFT, "parameters");
     picture_text(&p, 540, 52, LEFT, "makes, for batch 2, len 8");
@@ -134,8 +140,7 @@ static void draw_block(const char *dir, const Model *m, const Tensor *acts, int 
         if (side < 6)
             fprintf(p.file, "<circle cx=\"%.2f\" cy=\"%.2f\" r=\"%d\" class=\"f%d\"/>\n", middle, y + half,
                     size > 0 ? 3 : 2, step[i].series);
-        if (i == 1) split = y + half;
-        if (i == 6) gate = y + half;
+        at[i] = y + half;
         picture_text(&p, 290, y + half + 4, LEFT, "%s", step[i].name);
         picture_text(&p, 440, y + half + 4, LEFT, "%.0f", size);
         picture_text(&p, 540, y + half + 4, LEFT, "%s: %s", step[i].makes,
@@ -155,8 +160,12 @@ static void draw_block(const char *dir, const Model *m, const Tensor *acts, int 
         y += 2 * half + 22;
     }
     fprintf(p.file, "<path d=\"M%g %.2fH258V%.2fH%g\" class=\"s3\" fill=\"none\" stroke-dasharray=\"5 3\"/>\n",
-            middle + sqrt(3072. * 768) * scale / 2, split, gate, middle + 5);
-    picture_text(&p, 252, gate - 40, RIGHT, "z");
+            middle + sqrt(3072. * 768) * scale / 2, at[1], at[6], middle + 5);
+    picture_text(&p, 252, at[6] - 40, RIGHT, "z");
+    draw_past(&p, middle - 4, at[2], middle - 34, middle - 7, at[5]);
+    picture_text(&p, middle - 40, at[3] + 4, RIGHT, "u");
+    draw_past(&p, middle + 15, at[3], middle + 34, middle + 7, at[5]);
+    picture_text(&p, middle + 38, at[4] + 4, LEFT, "B, C");
     if (picture_close(&p) != 0) exit(1);
 }
 

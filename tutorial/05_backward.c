@@ -7,6 +7,7 @@
 #include "plot.h"
 
 enum { LEN = 20, INNER = 3, STATES = 4, STEPS = 27 };
+enum { VOCAB = 11, ROWS = 20, ALL = 22, MODEL_STEPS = 25 }; /* of the whole model: 2 sequences of 10; its tensors */
 
 /* The backward pass of one channel with one number of state, as the formulas stand. h: (len), of the forward pass,
    which began at 0; g, q, du, ddelta, dB, dC: (len). With BREAK, abar of the wrong step takes g back. */
@@ -148,6 +149,87 @@ static void print_differences(const char *dir) {
     if (picture_close(&p) != 0) exit(1);
 }
 
+/* |gradient - central difference| / |gradient| for tensor i of a model, by the loss in double and rounded to float;
+   factor: on the gradient, to plant an error. */
+static void model_error(double error[2], Backend *b, const Model *m, int i, const int *tokens, double step,
+                        double factor) {
+    double *w = m->weights + m->tensor[i].offset, *g = ((Cpu *)b->self)->grads + m->tensor[i].offset, norm = 0;
+    error[0] = error[1] = 0;
+    for (size_t j = 0; j < m->tensor[i].size; j++) {
+        double value = w[j], mine = g[j] * factor, loss[2];
+        for (int way = 0; way < 2; way++) {
+            w[j] = value + (way ? -step : step);
+            b->reset(b->self, 2);
+            b->evaluate(b->self, tokens, tokens + ROWS, ROWS / 2, &loss[way], NULL);
+        }
+        w[j] = value, norm += mine * mine;
+        error[0] += pow((loss[0] - loss[1]) / (2 * step) - mine, 2);
+        error[1] += pow(((float)loss[0] - (float)loss[1]) / (2 * step) - mine, 2);
+    }
+    for (int way = 0; way < 2; way++) error[way] = sqrt(error[way] / norm);
+}
+
+/* The errors as a map, a row for each tensor, and below it one with a gradient that is a percent too large. */
+static void draw_model(const char *dir, const double *error, char name[ALL + 1][64]) {
+    Axis colour = axis_make("relative error", LOG10, 1e-11, 1);
+    Picture p;
+    picture_open(&p, dir, "05_model.svg", 760, 470, "Every tensor of a model against central differences");
+    p.measured = 1;
+    for (int part = 0; part < 2; part++) {
+        int rows = part ? 1 : ALL;
+        double top = part ? 404 : 60;
+        Plot plot = plot_begin(&p, 220, top, 400, 15 * rows,
+                               axis_make(part ? "step of the difference" : NULL, LOG10, pow(10, -12.25), pow(10, 0.25)),
+                               axis_make(NULL, LINEAR, 0, 1));
+        plot_heat(&plot, error + part * ALL * MODEL_STEPS, rows, MODEL_STEPS, &colour, NULL);
+        if (!part) plot_heat_scale(&plot, &colour);
+        for (int i = 0; i < rows; i++) picture_text(&p, 212, top + 15 * i + 12, RIGHT, "%s", name[part * ALL + i]);
+    }
+    if (picture_close(&p) != 0) exit(1);
+}
+
+/* The same test of a whole model, with its cross entropy as the loss. */
+static void print_model(const char *dir) {
+    static double error[(ALL + 1) * MODEL_STEPS];
+    static char name[ALL + 1][64];
+    Config c = config_of(VOCAB, 6, 2, 4, 4);
+    int tokens[2 * ROWS]; /* and the targets */
+    double worst = 0, parameters = 0;
+    uint64_t rng = 7;
+    Model m;
+    Backend b;
+    if (model_create(&m, &c) != 0 || cpu_backend(&b, &m, 1, 1) != 0 || m.n_tensor != ALL) exit(1);
+    model_init(&m, 1);
+    for (size_t i = 0; i < m.n_param; i++) m.weights[i] += 0.3 * random_normal(&rng); /* no tensor is special */
+    for (int i = 0; i < 2 * ROWS; i++) tokens[i] = (int)(random_bits(&rng) % VOCAB);
+    b.gradient(b.self, tokens, tokens + ROWS, 2, ROWS / 2, 1);
+    for (int i = 0; i < ALL; i++) parameters += m.tensor[i].size;
+    printf("\na model of %d blocks, %d tensors, %.0f parameters: relative error\n", c.n_layer, ALL, parameters);
+    printf("~ %-26s%10s%10s%10s%16s\n", "", "step 0.01", "0.0001", "the best", "loss in float");
+    for (int i = 0; i <= ALL; i++) {
+        int of = i < ALL ? i : ALL - 3; /* D of the last block */
+        const char *mixer = strstr(m.tensor[of].name, "mixer."), *layer = strstr(m.tensor[of].name, "layers.");
+        double best[2] = {1, 1};
+        for (int k = 0; k < MODEL_STEPS; k++) {
+            double both[2];
+            model_error(both, &b, &m, of, tokens, pow(10, (k - MODEL_STEPS + 1) / 2.), i < ALL ? 1 : 1.01);
+            for (int way = 0; way < 2; way++) best[way] = fmin(best[way], both[way]);
+            error[i * MODEL_STEPS + k] = both[0];
+        }
+        if (layer != NULL)
+            snprintf(name[i], sizeof name[i], "block %c: %s%s", layer[7] + 1, mixer != NULL ? mixer + 6 : layer + 9,
+                     i < ALL ? "" : ", 1% wrong");
+        else snprintf(name[i], sizeof name[i], "%s", strchr(m.tensor[of].name, '.') + 1);
+        printf("~ %-26s%10.0e%10.0e%10.0e%16.0e\n", name[i], error[i * MODEL_STEPS + 20], error[i * MODEL_STEPS + 16],
+               best[0], best[1]);
+        if (i < ALL) worst = fmax(worst, best[0]);
+    }
+    printf("without the last row, at the best step, all below 1e-7: %s\n", worst < 1e-7 ? "yes" : "no");
+    draw_model(dir, error, name);
+    b.close(b.self);
+    model_free(&m);
+}
+
 /* One channel, one number of state, with steps that differ: the plain formulas against central differences. */
 static void print_plain(void) {
     double u[LEN], delta[LEN], B[LEN], C[LEN], h[LEN], y[LEN], g[LEN], q[LEN], d[4][LEN], dA_log, ones[LEN], state,
@@ -210,6 +292,7 @@ int main(int argc, char **argv) {
     print_eight(dir);
     print_plain();
     print_differences(dir);
+    print_model(dir);
     print_undo();
     print_memory();
     return 0;

@@ -106,7 +106,7 @@ static void compare_deltas(const char *dir, const Model *end, const int *ids, in
     for (int l = 0; l < c->n_layer && l < 2; l++) {
         size_t first = (size_t)l * n * c->d_inner, count = (size_t)n * c->d_inner;
         Plot plot = plot_begin(&p, 60 + 370 * l, 80, 240, 200, axis_make("delta", LOG10, 1e-5, 10),
-                               axis_make("share of all (%)", LINEAR, 0, 15));
+                               axis_make("share of each bin (%)", LINEAR, 0, 15));
         picture_text(&p, 180 + 370 * l, 52, MIDDLE, "block %d", l + 1);
         printf("~ %6d", l + 1);
         for (int way = 0; way < 2; way++) {

@@ -27,8 +27,11 @@ int main(void) {
     double right = 0, wrong = cache_numbers(12, 12, 64, 1000);
     exercise("1.1", close_to(wrong, 18432000),
              "12 layers of 12 heads of 64 keep 18432 numbers for each token, so 1000 "
-             "tokens need 18432000; cache_numbers says %.10g",
-             wrong);
+             "tokens need 18432000; cache_numbers says %.10g%s",
+             wrong,
+             close_to(wrong, 9216000)    ? ": a key is kept, and a value"
+             : close_to(wrong, 73728000) ? ": that is bytes"
+                                         : "");
     for (int i = 0; i < 2; i++, c.d_state = 24, c.d_conv = 1) {
         right = (double)c.n_layer * state_stride(&c), wrong = state_numbers(&c);
         if (!close_to(wrong, right)) break;
@@ -40,12 +43,15 @@ int main(void) {
              close_to(wrong, right + (double)c.n_layer * c.d_inner)
                  ? ": of its d_conv inputs the convolution must keep "
                    "one less, as the newest is always at hand"
-                 : "");
+             : close_to(wrong, (double)c.n_layer * c.d_inner * c.d_state)
+                 ? ": that is h; the last inputs of the convolution are missing"
+             : close_to(wrong, right / c.n_layer) ? ": that is one block's"
+                                                  : "");
     wrong = crossing(12, 12, 64, 700416);
     right = crossing(24, 2, 64, 700416);
     exercise("1.3", wrong == 39 && right == 115,
              "12 layers of 12 heads of 64 cross 700416 numbers at 39 tokens, and 24 "
-             "layers with 2 at 115; crossing says %.0f and %.0f",
-             wrong, right);
+             "layers with 2 at 115; crossing says %.0f and %.0f%s",
+             wrong, right, wrong == 38 && right == 114 ? ": there they are equal, and more is asked for" : "");
     return exercises_failed;
 }

@@ -64,7 +64,10 @@ int main(void) {
     exercise("4.1", mine == right,
              "with d_model 24, d_inner 48, d_state 5, d_conv 3, dt_rank 7 there are %.0f; "
              "block_parameters says %.0f%s",
-             right, mine, mine == right - 24 ? ": the norm is missing" : "");
+             right, mine,
+             mine == right - 24   ? ": the norm is missing"
+             : mine == right - 48 ? ": d_inner of them are missing, a bias or D"
+                                  : "");
 
     for (t = 0; t < 10; t++) x[t] = sin(3 * t + 1);
     conv_forward(u, x, 1, w, &bias, start, NULL, 0, 1, 10, 1, 4);
@@ -77,12 +80,17 @@ int main(void) {
     exercise("4.2", t == 10, "at position %d conv_step gives %.6g, conv_forward %.6g%s", t, mine, t < 10 ? u[t] : 0.,
              close_to(mine, mirrored)                                ? ": the taps are in reverse order"
              : close_to(mine / (1 + exp(-mine)), t < 10 ? u[t] : 0.) ? ": SiLU is missing"
+             : t > 0 && t < 10 && before[2] != x[t]                  ? ": the newest input belongs at the end of before"
                                                                      : "");
 
     for (layers = 1; layers <= 3 && found == expected; layers++)
         for (taps = 2; taps <= 4 && found == expected; taps++)
             found = seen_without_scan(layers, taps), expected = count_seen(layers, taps);
-    exercise("4.3", found == expected, "%d blocks with %d taps see %d positions; seen_without_scan says %d", layers - 1,
-             taps - 1, expected, found);
+    exercise("4.3", found == expected, "n_layer %d with d_conv %d sees %d positions; seen_without_scan says %d%s",
+             layers - 1, taps - 1, expected, found,
+             found == expected - 1 ? ": the position itself counts, too"
+             : found == (layers - 1) * (taps - 1) && layers > 2
+                 ? ": the current input is a tap in each block, but only one position"
+                 : "");
     return exercises_failed;
 }

@@ -48,30 +48,36 @@ int main(void) {
     gradient_of_state(g, dy, C, abar, LEN);
     for (t = LEN - 1; t > 0 && close_to(g[t], expected[t]); t--) {
     }
-    exercise("5.1", close_to(g[t], expected[t]), "g at position %d is %.6g; what a difference says is %.6g%s", t, g[t],
-             expected[t],
-             t == LEN - 1                                               ? ""
+    exercise("5.1", close_to(g[t], expected[t]),
+             "g at position %d of 0 to %d is %.6g; what a difference says is %.6g%s", t, LEN - 1, g[t], expected[t],
+             t == LEN - 1                                               ? ": nothing comes after it"
              : close_to(g[t], C[t] * dy[t] + abar[t] * expected[t + 1]) ? ": abar is that of the "
                                                                           "wrong step"
                                                                         : ". Positions after it are right");
-    for (t = 0; t < LEN; t++) {
+    for (t = LEN - 1; t >= 0; t--) {
         double value = delta[t], up;
         delta[t] = value + 1e-5, up = run(other, delta, u, B, C, A);
         delta[t] = value - 1e-5, right = (up - run(other, delta, u, B, C, A)) / 2e-5, delta[t] = value;
         wrong = gradient_of_delta(expected[t], abar[t], t > 0 ? h[t - 1] : 0, A, B[t], u[t]);
         if (!close_to(wrong, right)) break;
     }
+    t = t < 0 ? 0 : t;
     exercise("5.2", close_to(wrong, right), "at position %d gradient_of_delta says %.6g, a difference %.6g%s", t, wrong,
              right,
-             t < LEN && t > 0 && close_to(wrong, expected[t] * B[t] * u[t])           ? ": delta is in abar, too"
-             : t < LEN && t > 0 && close_to(wrong, right - expected[t] * B[t] * u[t]) ? ": delta is in delta B u, too"
-                                                                                      : "");
+             close_to(wrong, expected[t] * B[t] * u[t])           ? ": delta is in abar, too"
+             : close_to(wrong, right - expected[t] * B[t] * u[t]) ? ": delta is in delta B u, too"
+             : t > 0 && close_to(wrong, expected[t] * (B[t] * u[t] + abar[t] * h[t - 1]))
+                 ? ": the derivative of exp(delta A) by delta is A exp(delta A)"
+                 : "");
     for (t = -4; t <= 4; t++) {
         double z = t, up = (z + 1e-5) / (1 + exp(-z - 1e-5)), down = (z - 1e-5) / (1 + exp(-z + 1e-5));
         right = 3 * 2 * (up - down) / 2e-5, wrong = gradient_of_z(3, 2, z);
         if (!close_to(wrong, right)) break;
     }
-    exercise("5.3", close_to(wrong, right), "with dout 3, y 2, z %d it is %.6g; gradient_of_z says %.6g", t, right,
-             wrong);
+    exercise("5.3", close_to(wrong, right), "with dout 3, y 2, z %d it is %.6g; gradient_of_z says %.6g%s", t, right,
+             wrong,
+             close_to(wrong, 6 * exp(-t) / pow(1 + exp(-t), 2))
+                 ? ": that is the slope of the sigmoid; silu(z) is z times the sigmoid"
+                 : "");
     return exercises_failed;
 }
