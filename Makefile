@@ -71,8 +71,7 @@ TEST_DEPS = tests/check.h mamba.c | build
 ON_CPU    = -x c++ -std=c++17 -DCUDA_ON_CPU -fno-strict-aliasing -march=native -Wall -Wextra -Wno-psabi \
             -Wno-unknown-pragmas
 
-build/test_run build/sanitized_test_run build/test_hostile build/sanitized_test_hostile: run.c
-build/test_hostile build/sanitized_test_hostile: tests/counting.h
+build/test_run build/sanitized_test_run build/test_hostile build/sanitized_test_hostile: run.c tests/counting.h
 build/test_train build/sanitized_test_train: train.c
 build/test_cuda build/sanitized_test_cuda: mamba.cu tests/cuda_on_cpu.h
 build/test_cuda_on_cpu build/sanitized_test_cuda_on_cpu: tests/cuda_on_cpu.h

@@ -1,6 +1,8 @@
 /* Drives run from outside over a small model that it makes: what is printed, what is refused. run.c is included, with
    another name for main: parts of it are tested alone, and "test_run run ..." is ./run as this test was compiled.
    SPDX-License-Identifier: MIT */
+#include "counting.h"
+
 #define main run_main
 #include "../run.c"
 #undef main
@@ -527,6 +529,22 @@ static void check_table(Backend *b, int items, int first, int last, int sequence
     done(&r);
 }
 
+/* After a sample of two blocks one of eight allocates nothing. */
+static void check_memory(const Backend *b) {
+    static Run r;
+    static Task task;
+    int *tokens = (int *)malloc(2 * TASK_BLOCK * sizeof(int));
+    r.backend = *b;
+    for (int len = 2 * TASK_BLOCK; len <= 8 * TASK_BLOCK; len *= 4) {
+        allocated = 0;
+        CHECK(task_create(&task, task_find("induction"), len, 5, 0) == 0);
+        CHECK(measure_sample(&r, &task, 3, tokens, tokens + TASK_BLOCK) >= 0);
+        CHECK(task.t == len);
+    }
+    CHECK(allocated == 0);
+    free(tokens);
+}
+
 /* The table of a task. Samples, and the questions in them, may go over several blocks of 16384 positions. */
 static void test_task(void) {
     char path[4096];
@@ -538,6 +556,7 @@ static void test_task(void) {
     CHECK(model_load(&m, path) == 0 && cpu_backend(&backend, &m, 1, 0) == 0);
     check_table(&backend, 900, 8600, 34400, 3);
     check_table(&backend, 2, 5, 20, 100);
+    check_memory(&backend);
     r = run("@/task --task induction --sequences 2");
     CHECK(r.status == 0 && strstr(r.out.data, "\n| 256 | 2 | ") != NULL);
     done(&r);

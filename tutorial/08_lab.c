@@ -18,7 +18,7 @@ typedef struct {
 
 typedef struct {
     char device[64];
-    int n_stage, n_length, seconds;
+    int seed, n_stage, n_length, seconds;
     Stage stage[MAX_STAGE];
     int length[MAX_POINT];         /* of the table that the measurement at the end has printed */
     double right[MAX_POINT], whole[MAX_POINT];
@@ -122,6 +122,7 @@ static int read_runs(Run *r, const char *name) {
         text = read_file(path, &n);
         if (text == NULL) continue;
         memset(&r[count], 0, sizeof *r);
+        r[count].seed = seed;
         for (char *line = text; *line != 0; line += strcspn(line, "\n"), line += *line != 0) read_line(&r[count], line);
         release(text);
         count++;
@@ -213,7 +214,7 @@ static void copying(const char *dir) {
     print_table("Selective Copying");
     if (quick) return;
     cell("model");
-    for (int i = 0; i < 2; i++) {
+    for (int i = 0; i < 4; i++) {
         int n = read_runs(run[i], copying_case[i].name), rows = spread_by_length(run[i], n, length, mean, low, high);
         for (int j = 0; i == 0 && j < rows; j++) cell("%.0f", length[j]);
         if (i == 0) next_row();
@@ -226,56 +227,59 @@ static void copying(const char *dir) {
 
 /* INDUCTION ==================================================================================================== */
 
+/* each: seeds are reported one by one. */
 static const struct {
     const char *name, *what;
+    int each;
 } induction_case[] = {
-    {"induction-long", "64 to 131072"}, {"induction-grown", "64, then 256"}, {"induction", "256"},
-    {"tried-induction", "256, cosine"}, {"quick-induction-grown", "64, then 1024"},
+    {"induction", "256", 1},
+    {"induction-none", "256, time-invariant", 0},
+    {"induction-long", "64 to 131072", 0},
+    {"quick-induction-grown", "64, then 1024", 0},
 };
 enum { N_INDUCTION = sizeof induction_case / sizeof *induction_case };
 
-/* Of each case the share of right answers against length: the mean of the seeds, and the least in parentheses. */
+/* A column of right answers against length, from the row of the first length on. */
+static void column(int at, const double *mean, const double *least, int rows) {
+    for (int j = 0; j < rows; j++)
+        if (least == NULL) snprintf(table.cell[3 + j][at], sizeof table.cell[0][0], "%.1f", mean[j]);
+        else snprintf(table.cell[3 + j][at], sizeof table.cell[0][0], "%.1f (%.1f)", mean[j], least[j]);
+}
+
+/* Right answers against length: of each seed, or the mean of the seeds and the least. */
 static void induction(const char *dir) {
-    static double length[N_INDUCTION][MAX_POINT], mean[N_INDUCTION][MAX_POINT], low[MAX_POINT], high[MAX_POINT];
-    static double least[N_INDUCTION][MAX_POINT];
-    int rows[N_INDUCTION] = {0}, most = 0, quick = !there_are("induction-long");
+    static double length[MAX_POINT], mean[MAX_POINT], low[MAX_POINT], high[MAX_POINT];
+    int most = 0, at = 1, quick = !there_are("induction");
     Picture p;
     Plot plot;
     picture_open(&p, dir, "08_induction.svg", 720, 340, "Induction Heads: right answers, by the length trained at");
     plot = plot_begin(&p, 64, 66, 440, 210, axis_make("length measured at (tokens)", LOG2, 64, quick ? 16384 : 1 << 20),
                       axis_make("answers right (%)", LINEAR, 0, 100));
-    cell("trained at");
+    strcpy(table.cell[0][0], "trained at"), strcpy(table.cell[1][0], "seed"), strcpy(table.cell[2][0], "steps");
     for (int i = 0; i < N_INDUCTION; i++) {
-        int n = read_runs(run[i], induction_case[i].name);
-        cell("%s", induction_case[i].what);
-        if (n == 0) continue;
-        rows[i] = spread_by_length(run[i], n, length[i], mean[i], low, high);
-        memcpy(least[i], low, sizeof low);
-        if (rows[i] > rows[most]) most = i;
-        if (quick ? i < 4 : i >= 3) continue;
-        plot_spread(&plot, i, length[i], low, high, rows[i], 0);
-        plot_line(&plot, i, length[i], mean[i], rows[i], induction_case[i].what);
+        int n = read_runs(run[i], induction_case[i].name), each = induction_case[i].each;
+        for (int k = 0; k < (each ? n : n > 0); k++, at++) {
+            int rows = spread_by_length(&run[i][k], each ? 1 : n, length, mean, low, high);
+            double steps[MAX_SEED];
+            for (int l = 0; l < n; l++) steps[l] = steps_of(&run[i][l]);
+            snprintf(table.cell[0][at], sizeof table.cell[0][0], "%s", induction_case[i].what);
+            snprintf(table.cell[1][at], sizeof table.cell[0][0], n == 1 || each ? "%d" : "%d seeds",
+                     n == 1 || each ? run[i][k].seed : n);
+            snprintf(table.cell[2][at], sizeof table.cell[0][0], "%.0f", each ? steps[k] : spread_of(steps, n).mean);
+            column(at, mean, each || n == 1 ? NULL : low, rows);
+            for (; most < rows; most++)
+                snprintf(table.cell[3 + most][0], sizeof table.cell[0][0], "%.0f", length[most]);
+            if (!quick && i == 3) continue;
+            if (!each) plot_spread(&plot, i, length, low, high, rows, 0);
+            plot_line(&plot, i, length, mean, rows, k == 0 ? induction_case[i].what : NULL);
+        }
     }
     plot_end(&plot);
     if (picture_close(&p) != 0) exit(1);
-    cell("paper, 256"), next_row(), cell("seeds");
-    for (int i = 0; i < N_INDUCTION; i++) cell("%d", read_runs(run[i], induction_case[i].name));
-    next_row(), cell("steps");
-    for (int i = 0; i < N_INDUCTION; i++) {
-        double steps[MAX_SEED];
-        int n = read_runs(run[i], induction_case[i].name);
-        for (int k = 0; k < n; k++) steps[k] = steps_of(&run[i][k]);
-        cell("%.0f", spread_of(steps, n).mean);
-    }
-    cell("204800"), next_row();
-    for (int j = 0; j < rows[most]; j++) {
-        cell("%.0f", length[most][j]);
-        for (int i = 0; i < N_INDUCTION; i++)
-            if (j < rows[i]) cell("%.1f (%.1f)", mean[i][j], least[i][j]);
-            else cell("");
-        cell("100"), next_row();
-    }
-    print_table("Induction Heads: answers right, mean of seeds (least), %");
+    strcpy(table.cell[0][at], "paper, 256"), strcpy(table.cell[2][at], "204800");
+    for (int j = 0; j < most; j++) strcpy(table.cell[3 + j][at], "100");
+    table.row = 3 + most;
+    print_table("Induction Heads: answers right, %; of several seeds the mean, and the least in parentheses");
 }
 
 /* RECALL ======================================================================================================= */
@@ -283,49 +287,47 @@ static void induction(const char *dir) {
 static const struct {
     const char *name, *states;
 } recall_case[] = {
-    {"recall-1", "1"}, {"recall-4", "4"}, {"recall-16", "16"}, {"tried-recall-4", "4, from 2 pairs"},
-    {"tried-recall-16", "16, from 2 pairs"}, {"tried-recall-64", "64, from 2 pairs"}, {"quick-recall-1", "1, quick"},
+    {"recall-1", "1"}, {"recall-2", "2"}, {"recall-4", "4"}, {"recall-8", "8"}, {"recall-16", "16"},
+    {"recall-64", "64"}, {"recall-none", "16, time-invariant"}, {"quick-recall-1", "1, quick"},
     {"quick-recall-2", "2, quick"}, {"quick-recall-4", "4, quick"},
 };
 enum { N_RECALL = sizeof recall_case / sizeof *recall_case };
 
-/* A line for each run, stage by stage: the number of pairs grows. The picture has the best run of a state size. */
+/* A line for each size of the state, stage by stage: the number of pairs grows. The last column has the most pairs of
+   which at least 90% are answered, in the mean of the seeds. */
 static void recall(const char *dir) {
     int quick = !there_are("recall-1");
     Picture p;
     Plot plot;
-    headings("states per channel|run|steps|2 pairs|4|8|16|32|60");
+    headings("states per channel|seeds|2 pairs|4|8|16|32|60|120|90% up to");
     picture_open(&p, dir, "08_recall.svg", 700, 340, "Recall: right answers against the pairs to remember");
-    plot = plot_begin(&p, 64, 66, 440, 210, axis_make("pairs", LOG2, 2, 64),
+    plot = plot_begin(&p, 64, 66, 440, 210, axis_make("pairs", LOG2, 2, 128),
                       axis_make("answers right (%)", LINEAR, 0, 100));
     for (int i = 0; i < N_RECALL; i++) {
-        int n = read_runs(run[i], recall_case[i].name), best = 0;
-        double x[MAX_STAGE], y[MAX_STAGE], guess[MAX_STAGE];
+        int n = read_runs(run[i], recall_case[i].name), up_to = 0, stages = n > 0 ? run[i][0].n_stage : 0;
+        double x[MAX_STAGE], mean[MAX_STAGE], low[MAX_STAGE], high[MAX_STAGE], guess[MAX_STAGE], right[MAX_SEED];
         char label[64];
-        for (int k = 0; k < n; k++) {
-            const Run *r = &run[i][k];
-            cell("%s", recall_case[i].states), cell("%d", k + 1), cell("%.0f", steps_of(r));
-            for (int pairs = 2, j = 0; pairs <= 64; pairs *= 2) {
-                while (j < r->n_stage && r->stage[j].items <= pairs / 2) j++;
-                if (j < r->n_stage && r->stage[j].items <= pairs && r->stage[j].n > 0)
-                    cell("%.1f", last_right(&r->stage[j]));
-                else cell("");
-            }
-            next_row();
-            if (last_right(last_stage(r)) > last_right(last_stage(&run[i][best]))) best = k;
+        if (n == 0) continue;
+        cell("%s", recall_case[i].states), cell("%d", n);
+        for (int j = 0; j < stages; j++) {
+            Spread s;
+            for (int k = 0; k < n; k++) right[k] = last_right(&run[i][k].stage[j]);
+            s = spread_of(right, n);
+            x[j] = run[i][0].stage[j].items, guess[j] = 100 / x[j];
+            mean[j] = s.mean, low[j] = s.low, high[j] = s.high;
+            if (mean[j] >= 90) up_to = (int)x[j];
+            cell("%.1f (%.1f)", s.mean, s.low);
         }
-        if (n == 0 || (quick ? i < 6 : i > 2)) continue;
-        for (int j = 0; j < run[i][best].n_stage; j++) {
-            x[j] = run[i][best].stage[j].items, y[j] = last_right(&run[i][best].stage[j]);
-            guess[j] = 100 / x[j];
-        }
+        table.column = 9, cell("%d", up_to), next_row();
+        if (quick ? i < 7 : i > 5) continue;
         snprintf(label, sizeof label, "states: %s", recall_case[i].states);
-        plot_line(&plot, i % 6, x, y, run[i][best].n_stage, label);
-        if (i == 2 || i == 8) plot_line(&plot, 5, x, guess, run[i][best].n_stage, "any of the pairs");
+        plot_spread(&plot, i % 7, x, low, high, stages, 0);
+        plot_line(&plot, i % 7, x, mean, stages, label);
+        if (i == 5 || i == 9) plot_line(&plot, INK, x, guess, stages, "any of the pairs");
     }
     plot_end(&plot);
     if (picture_close(&p) != 0) exit(1);
-    print_table("Recall: answers right, %, against the pairs to remember");
+    print_table("Recall: answers right, mean of seeds (least), %, against the pairs to remember");
 }
 
 /* STORIES ====================================================================================================== */

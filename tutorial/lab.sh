@@ -10,14 +10,15 @@
 #     RESULTS=DIR    copies RUN.txt there
 #     DEVICE=cpu     not the GPU
 #     SEEDS="1 2"    only these, or others
-#     JOBS=N         runs side by side; else one on each GPU, or on each core. With CUDA_VISIBLE_DEVICES: on those GPUs.
-#                    Several on a GPU gain most where nvidia-cuda-mps-control has been started
+#     JOBS=N         runs side by side; else eight on each GPU, or one on each core. Those on a GPU take turns, unless
+#                    nvidia-cuda-mps-control -d was started before: then they run at once, several times as fast
+#     CUDA_VISIBLE_DEVICES=0,2    on these GPUs
 #
 # SPDX-License-Identifier: MIT
 
 # RUN|train's options for each stage, separated by ;|options of run's last measurement, or nothing
-# The number at the end of RUN is the seed. A stage starts from the weights of the one before. Where a run has a time in
-# place of steps, a slower machine takes fewer of them.
+# The number at the end of RUN is the seed. A stage starts from the weights of the one before. Runs that take long come
+# first, so that those beside them end together.
 settings() {
     adam="--weight-decay 0"
     stories="stories --d-model 96 --n-layer 1 --lr 0.01 --steps 600 --eval-every 0"
@@ -43,34 +44,51 @@ recall --len 128 --items 32 --steps 400 $recall;recall --len 256 --items 60 --st
         done
         return
     fi
-    adam="$adam --eval-every 1000 --log-every 1000"
+    copying="--items 16 --eval-tokens 131072 $adam"
+    for seed in ${SEEDS:-1 2}; do
+        for of in none all; do
+            echo "copying-$of-$seed|copying --d-model 64 --selective $of --len 4096 --batch 4 --lr 0.001 --steps 120000\
+ --until 0.9995 --eval-every 2000 --log-every 2000 $copying|--len 256:16384 --items 16"
+        done
+    done
+    # As published: a constant rate, and Adam as PyTorch has it where nothing else is said.
+    induction="--len 256 --batch 8 --steps 204800 --lr 0.001 --lr-min 0.001 --warmup 0 --beta2 0.999 --clip 0 $adam\
+ --eval-tokens 65536 --eval-every 8192 --log-every 8192"
+    for seed in ${SEEDS:-1 2 3 4 5 6}; do
+        echo "induction-$seed|induction --d-model 64 $induction|--len 64:1048576"
+    done
+    for seed in ${SEEDS:-1}; do
+        echo "induction-none-$seed|induction --d-model 64 --selective none $induction|--len 64:1048576"
+    done
+    copying="--batch 64 --lr 0.003 --eval-every 500 --log-every 500 $copying"
     for seed in ${SEEDS:-1 2 3}; do
-        for of in all none; do
-            copying="--items 16 --batch 64 --until 0.9995 --eval-tokens 131072 $adam"
-            if [ "$seed" = 1 ]; then
-                echo "copying-$of-1|copying --d-model 64 --selective $of --len 4096 --lr 0.002 --minutes 1.25 $copying|\
---len 1024:16384 --items 16"
-            fi
-            copying="$copying --lr 0.003"
-            echo "copying-grown-$of-$seed|copying --d-model 64 --selective $of --len 256 --minutes 0.3 $copying;\
-copying --len 1024 --minutes 0.2 $copying;copying --len 4096 --minutes 0.2 $copying|--len 256:16384 --items 16"
+        for of in none all; do
+            echo "copying-grown-$of-$seed|copying --d-model 64 --selective $of --len 256 --steps 6000 $copying;\
+copying --len 1024 --steps 2500 $copying;copying --len 4096 --steps 1500 $copying|--len 256:16384 --items 16"
         done
-        first="induction --d-model 64 --len 64 --batch 32 --lr 0.003 --minutes 0.1 --until 1 --eval-tokens 65536 $adam"
-        induction="--lr 0.001 --eval-tokens 65536 $adam"
-        echo "induction-$seed|induction --d-model 64 --len 256 --batch 8 --minutes 0.65 --lr-min 0.001 --warmup 0\
- $induction|--len 64:1048576"
-        echo "induction-grown-$seed|$first;induction --len 256 --batch 8 --minutes 0.6 $induction|--len 64:1048576"
-        echo "induction-long-$seed|$first;induction --len 1024 --batch 8 --minutes 0.1 $induction;\
-induction --len 16384 --batch 2 --minutes 0.15 $induction;induction --len 131072 --batch 1 --minutes 0.25 $induction|\
+    done
+    induction="--lr 0.001 --eval-tokens 65536 $adam --eval-every 1000 --log-every 1000"
+    for seed in ${SEEDS:-1 2 3}; do
+        echo "induction-long-$seed|induction --d-model 64 --len 64 --batch 32 --steps 3000 --until 1 $induction\
+ --lr 0.003;induction --len 1024 --batch 8 --steps 4500 $induction;\
+induction --len 16384 --batch 2 --steps 3200 $induction;induction --len 131072 --batch 1 --steps 1400 $induction|\
 --len 64:1048576"
-        for n in 1 4 16; do
-            recall="--batch 64 --lr 0.003 --until 0.99 --eval-tokens 32768 $adam"
-            echo "recall-$n-$seed|recall --d-model 64 --d-state $n --vocab-size 128 --len 64 --items 4 --minutes 0.3\
- --lr-min 0.003 $recall;recall --len 64 --items 8 --minutes 0.08 $recall;\
-recall --len 64 --items 16 --minutes 0.08 $recall;\
-recall --len 128 --items 32 --minutes 0.1 $recall;recall --len 256 --items 60 --minutes 0.15 $recall|"
+    done
+    recall="--lr 0.005 $adam --eval-tokens 8192 --eval-every 2000 --log-every 2000"
+    for of in 64 16 8 4 2 1 none; do
+        model="--d-state $of"
+        if [ $of = none ]; then model="--selective none"; fi
+        for seed in ${SEEDS:-1 2 3}; do
+            echo "recall-$of-$seed|recall --d-model 64 $model --vocab-size 256 --len 16 --items 2 --batch 32\
+ --steps 5000 --lr-min 0.005 $recall;recall --len 16 --items 4 --batch 64 --steps 8000 $recall;\
+recall --len 32 --items 8 --batch 64 --steps 10000 $recall;recall --len 64 --items 16 --batch 64 --steps 10000 $recall;\
+recall --len 128 --items 32 --batch 64 --steps 8000 $recall;\
+recall --len 256 --items 60 --batch 64 --steps 6000 $recall;\
+recall --len 512 --items 120 --batch 32 --steps 5000 $recall|"
         done
-        for of in none C B delta delta,C B,C delta,B all; do
+    done
+    for of in none C B delta delta,C B,C delta,B all; do
+        for seed in ${SEEDS:-1 2 3 4 5}; do
             echo "stories-$of-$seed|$stories --selective $of|"
         done
     done
@@ -142,7 +160,7 @@ fi
 # shellcheck disable=SC2086
 set -- $gpus
 gpus=$*
-jobs=${JOBS:-${1:+$#}}
+jobs=${JOBS:-${1:+$((8 * $#))}}
 jobs=${jobs:-$cores}
 threads=$((cores > jobs ? cores / jobs : 1))
 trap 'touch build/lab/stop' INT TERM
