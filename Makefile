@@ -125,10 +125,12 @@ build/tutorial/%.txt: build/%
 	mkdir -p build/tutorial
 	build/$* build/tutorial >$@.part && mv $@.part $@
 
-# The chapters about training read the log and the model of a run of a minute or two.
+# The chapters about training read the log and the model of a run of a minute or two. Its threads sleep while they wait:
+# beside other programs that is many times as fast, and alone it costs little of so short a run.
+PATIENT = OMP_WAIT_POLICY=passive
 build/story/model.safetensors: | train
 	rm -rf build/story
-	./train stories -o build/story --steps 1000 --d-model 64 --n-layer 2 --lr 0.01 --log-every 5
+	$(PATIENT) ./train stories -o build/story --steps 1000 --d-model 64 --n-layer 2 --lr 0.01 --log-every 5
 
 $(STORY): build/tutorial/%.txt: build/% build/story/model.safetensors
 	mkdir -p build/tutorial
@@ -142,7 +144,7 @@ build/tutorial/10_step.txt: build/10_kernel tutorial/10_step.gdb build/tutorial/
 # Chapter 12 has two models of the same text, which differ in the length of the windows that they were trained on.
 build/length_%/model.safetensors: mamba.cu | train
 	rm -rf build/length_$*
-	./train mamba.cu --tokenizer bytes -o build/length_$* --len $* --batch $$((2048 / $*)) --steps 1000 --d-model 48 \
+	$(PATIENT) ./train mamba.cu --tokenizer bytes -o build/length_$* --len $* --batch $$((2048 / $*)) --steps 1000 --d-model 48 \
 	    --n-layer 2 --lr 0.01 --eval-every 0 --sample-every 0
 
 build/12_length: TUTORIAL += -O3
