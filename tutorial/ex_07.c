@@ -51,8 +51,8 @@ int main(void) {
     exercise("7.1", same, "at temperature %g it is %.6g; probability says %.6g%s", total, expected, found,
              isnan(found) ? ": subtract the largest logit first" : "");
     for (i = 0, same = 1; i < 3 && same; i++) same = kept_by_top_p(sorted, 5, share[i]) == kept[i];
-    exercise("7.2", same, "of 0.4 0.3 0.15 0.1 0.05 top_p %g keeps %d; kept_by_top_p says %d", share[i - 1], kept[i - 1],
-             kept_by_top_p(sorted, 5, share[i - 1]));
+    exercise("7.2", same, "of 0.4 0.3 0.15 0.1 0.05 top_p %g keeps %d; kept_by_top_p says %d", share[i - 1],
+             kept[i - 1], kept_by_top_p(sorted, 5, share[i - 1]));
     if (model_create(&m, &c) != 0 || cpu_backend(&b, &m, 1, 0) != 0) return 1;
     model_init(&m, 1);
     state = (double *)allocate(state_size(&c, 1), sizeof *state);

@@ -11,13 +11,13 @@ static Map both(Map first, Map second) {
     return first;
 }
 
-/* 9.2 In place of each of n maps (any n), the map of all from the first up to it, by doubling: at most as many rounds as
-   n has bits, in each of which every map changes at most once. `before` is room for n maps; both() is above. */
+/* 9.2 In place of each of n maps (any n), the map of all from the first up to it, by doubling: at most as many rounds
+   as n has bits, in each of which every map changes at most once. `before` is room for n maps; both() is above. */
 static void scan_by_doubling(Map *map, Map *before, int n) {
 }
 
-/* 9.3 The backward recurrence g_t = C_t dy_t + abar_{t+1} g_{t+1}, with no g after the last, as maps: map[i] is the i-th
-   to be applied, beginning at the end of the sequence, so that a scan of them has g_t at i = n - 1 - t. */
+/* 9.3 The backward recurrence g_t = C_t dy_t + abar_{t+1} g_{t+1}, with no g after the last, as maps: map[i] is the
+   i-th to be applied, beginning at the end of the sequence, so that a scan of them has g_t at i = n - 1 - t. */
 static void backward_maps(Map *map, const double *abar, const double *C, const double *dy, int n) {
 }
 
