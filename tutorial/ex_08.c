@@ -41,8 +41,8 @@ int main(void) {
     exercise("8.1", same, "an input of 1 makes %.6g after %d positions; kernel says %.6g", y[t], t, mine);
 
     score(said, target, 3, ROW, &answers, &whole);
-    exercise("8.2", answers == 6 && whole == 1, "6 of 8 answers are right, and 1 of 3 samples; score says %d and %d",
-             answers, whole);
+    exercise("8.2", answers == 6 && whole == 1, "6 of 8 answers are right, and 1 of 3 samples; score says %d and %d%s",
+             answers, whole, answers == 5 && whole == 0 ? ": it adds to what was there before" : "");
 
     for (int k = 0; k < SAMPLES; k++) {
         int memory[2] = {0, 0}, token, wanted, found = -1, len = 3 << k % 12;
