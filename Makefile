@@ -140,9 +140,13 @@ build/tutorial/10_step.txt: build/10_kernel tutorial/10_step.gdb build/tutorial/
 	if [ -s $@.part ]; then mv $@.part $@; else rm $@.part; fi
 
 # Chapter 12 has two models of the same text, which differ in the length of the windows that they were trained on.
-build/length_%/model.safetensors: mamba.cu | train
+build/stories: train.c
+build/length.txt: | build/stories
+	build/stories 2000 >$@
+
+build/length_%/model.safetensors: build/length.txt | train
 	rm -rf build/length_$*
-	./train mamba.cu --tokenizer bytes -o build/length_$* --len $* --batch $$((2048 / $*)) --steps 1000 --d-model 48 \
+	./train $< --tokenizer bytes -o build/length_$* --len $* --batch $$((2048 / $*)) --steps 1000 --d-model 48 \
 	    --n-layer 2 --lr 0.01 --eval-every 0 --sample-every 0
 
 build/12_length: TUTORIAL += -O3

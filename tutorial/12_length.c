@@ -1,6 +1,7 @@
 /* Chapter 12: how time, memory and perplexity go with the length.
 
-       build/12_length DIR build/length          two models: build/length_32 and build/length_512; pictures go to DIR
+       build/12_length DIR build/length    two models, build/length_32 and build/length_512, of the text
+                                           build/length.txt; pictures go to DIR
 
    SPDX-License-Identifier: MIT */
 #include "../mamba.c"
@@ -202,17 +203,18 @@ static double perplexity(Backend *b, const int *ids, int n, int context, double 
 
 static void print_perplexity(const char *dir, const char *run) {
     static const char *const trained[2] = {"32", "512"};
-    double context[CONTEXTS], value[2][CONTEXTS], size[2][CONTEXTS], above[2][CONTEXTS], low = 0, high = NAN;
+    double context[CONTEXTS], value[2][CONTEXTS], size[2][CONTEXTS], low = NAN, high = NAN;
     Picture p;
     Plot plot;
     for (int k = 0; k < 2; k++) {
-        char path[512];
+        char path[512], *text;
         size_t n_text;
-        char *text = read_file("mamba.cu", &n_text);
         Tokenizer t;
         Backend b;
         Model m;
         int *ids, n;
+        snprintf(path, sizeof path, "%s.txt", run);
+        text = read_file(path, &n_text);
         snprintf(path, sizeof path, "%s_%s/tokenizer.bin", run, trained[k]);
         if (text == NULL || tokenizer_load(&t, path) != 0) exit(1);
         ids = (int *)allocate(tokenizer_room(&t, n_text) + 1, sizeof(int));
@@ -221,30 +223,25 @@ static void print_perplexity(const char *dir, const char *run) {
         if (n < 2000 || model_load(&m, path) != 0 || cpu_backend(&b, &m, 1, 0) != 0) exit(1);
         for (int i = 0; i < CONTEXTS; i++)
             context[i] = 8 << i, value[k][i] = perplexity(&b, ids, n, 8 << i, &size[k][i]);
-        for (int i = 0; i < CONTEXTS; i++) {
-            double least = NAN, largest = NAN;
-            range_add(&least, &largest, value[k], CONTEXTS);
-            above[k][i] = 100 * (value[k][i] / least - 1);
-        }
-        range_add(&low, &high, above[k], CONTEXTS);
+        range_add(&low, &high, value[k], CONTEXTS);
         b.close(b.self);
         model_free(&m);
         tokenizer_free(&t);
         release(ids);
         release(text);
     }
-    printf("~ perplexity per byte of %d bytes of mamba.cu that were not trained on\n"
+    printf("~ perplexity per byte of %d bytes of stories that were not trained on\n"
            "~             trained at 32               trained at 512\n"
            "~   context   perplexity   size of h      perplexity   size of h\n", PLACES * TARGETS);
     for (int i = 0; i < CONTEXTS; i++)
-        printf("~ %9.0f%13.2f%12.3f%16.2f%12.3f\n", context[i], value[0][i], size[0][i], value[1][i], size[1][i]);
-    picture_open(&p, dir, "12_perplexity.svg", 680, 340, "The same bytes, with more and more text before them");
+        printf("~ %9.0f%13.3f%12.3f%16.3f%12.3f\n", context[i], value[0][i], size[0][i], value[1][i], size[1][i]);
+    picture_open(&p, dir, "12_perplexity.svg", 680, 340, "The same bytes, with more and more text read before them");
     p.measured = 1;
     plot = plot_begin(&p, 64, 66, 420, 220,
                       axis_make("bytes read before, from an empty state", LOG2, context[0], context[CONTEXTS - 1]),
-                      axis_make("perplexity above the least (percent)", LINEAR, 0, ceil(high)));
-    plot_line(&plot, 1, context, above[0], CONTEXTS, "trained at 32");
-    plot_line(&plot, 0, context, above[1], CONTEXTS, "trained at 512");
+                      axis_make("perplexity per byte", LINEAR, floor(20 * low) / 20, ceil(20 * high) / 20));
+    plot_line(&plot, 1, context, value[0], CONTEXTS, "trained at 32");
+    plot_line(&plot, 0, context, value[1], CONTEXTS, "trained at 512");
     plot_end(&plot);
     if (picture_close(&p) != 0) exit(1);
 }
