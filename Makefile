@@ -125,10 +125,12 @@ build/tutorial/%.txt: build/%
 	mkdir -p build/tutorial
 	build/$* build/tutorial >$@.part && mv $@.part $@
 
-# The chapters about training read the log and the model of a run of a minute or two.
+# The chapters about training read the log and the model of a run of a minute or two. Threads that wait sleep: where
+# the cores are not free, one that does not holds up the one it waits for.
+PATIENT = OMP_WAIT_POLICY=passive
 build/story/model.safetensors: | train
 	rm -rf build/story
-	./train stories -o build/story --steps 1000 --d-model 64 --n-layer 2 --lr 0.01 --log-every 5
+	$(PATIENT) ./train stories -o build/story --steps 1000 --d-model 64 --n-layer 2 --lr 0.01 --log-every 5
 
 $(STORY): build/tutorial/%.txt: build/% build/story/model.safetensors
 	mkdir -p build/tutorial
@@ -146,8 +148,8 @@ build/length.txt: | build/stories
 
 build/length_%/model.safetensors: build/length.txt | train
 	rm -rf build/length_$*
-	./train $< --tokenizer bytes -o build/length_$* --len $* --batch $$((2048 / $*)) --steps 1000 --d-model 48 \
-	    --n-layer 2 --lr 0.01 --eval-every 0 --sample-every 0
+	$(PATIENT) ./train $< --tokenizer bytes -o build/length_$* --len $* --batch $$((2048 / $*)) --steps 1000 \
+	    --d-model 48 --n-layer 2 --lr 0.01 --eval-every 0 --sample-every 0
 
 build/12_length: TUTORIAL += -O3
 $(LENGTH): build/12_length build/length_32/model.safetensors build/length_512/model.safetensors
