@@ -176,8 +176,8 @@ typedef struct {
     double plain, capped, size;
 } Measured;
 
-/* Predicts the same TARGETS bytes at PLACES places of held-out text, given `context` bytes before each; then again, each
-   number of h not larger than it has been after up to SHORT bytes. largest, state: room for a state. */
+/* Predicts the same TARGETS bytes at PLACES places of held-out text, given `context` bytes before each; then again,
+   each number of h not larger than it has been after up to SHORT bytes. largest, state: room for a state. */
 static Measured measure(Backend *b, const int *ids, int n, int context, real *largest, real *state) {
     const Config *c = &b->config;
     const int longest = 8 << (CONTEXTS - 1), held_out = n / 10;
