@@ -125,8 +125,8 @@ build/tutorial/%.txt: build/%
 	mkdir -p build/tutorial
 	build/$* build/tutorial >$@.part && mv $@.part $@
 
-# The chapters about training read the log and the model of a run of a minute or two. Its threads sleep while they wait:
-# beside other programs that is many times as fast, and alone it costs little of so short a run.
+# The chapters about training read the log and the model of a run of a minute or two. Threads that wait sleep: where
+# the cores are not free, one that does not holds up the one it waits for.
 PATIENT = OMP_WAIT_POLICY=passive
 build/story/model.safetensors: | train
 	rm -rf build/story
@@ -142,10 +142,14 @@ build/tutorial/10_step.txt: build/10_kernel tutorial/10_step.gdb build/tutorial/
 	if [ -s $@.part ]; then mv $@.part $@; else rm $@.part; fi
 
 # Chapter 12 has two models of the same text, which differ in the length of the windows that they were trained on.
-build/length_%/model.safetensors: mamba.cu | train
+build/stories: train.c
+build/length.txt: | build/stories
+	build/stories 2000 >$@
+
+build/length_%/model.safetensors: build/length.txt | train
 	rm -rf build/length_$*
-	$(PATIENT) ./train mamba.cu --tokenizer bytes -o build/length_$* --len $* --batch $$((2048 / $*)) --steps 1000 --d-model 48 \
-	    --n-layer 2 --lr 0.01 --eval-every 0 --sample-every 0
+	$(PATIENT) ./train $< --tokenizer bytes -o build/length_$* --len $* --batch $$((2048 / $*)) --steps 1000 \
+	    --d-model 48 --n-layer 2 --lr 0.01 --eval-every 0 --sample-every 0
 
 build/12_length: TUTORIAL += -O3
 $(LENGTH): build/12_length build/length_32/model.safetensors build/length_512/model.safetensors

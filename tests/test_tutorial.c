@@ -440,8 +440,8 @@ static int same_output(const char *a, const char *b) {
     return *a == *b;
 }
 
-/* What the programs have just written, in build/tutorial, against what is committed, in tutorial/out. Of a picture or an
-   output that is measured altogether there need not be a fresh one: a training run is not repeated for this. */
+/* What the programs have just written, in build/tutorial, against what is committed, in tutorial/out. Of a picture or
+   an output that is measured altogether there need not be a fresh one: a training run is not repeated for this. */
 static void check_outputs(const char *ending, const char *chapters) {
     static char names[MAX_FILES][MAX_PATH];
     int n = list("tutorial/out", ending, names);

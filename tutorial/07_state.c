@@ -49,8 +49,7 @@ static void read_story(Backend *b, const int *ids, int n, double *delta, int *ch
     release(logits);
 }
 
-static void draw_story(const char *dir, const int *ids, int first, int n, const double *delta, const int *channel,
-                       const double *surprise) {
+static void draw_story(const char *dir, const int *ids, int first, int n, const double *delta, const double *surprise) {
     Axis step = axis_make("", LOG10, 1e-4, 10), nats = axis_make("", LINEAR, 0, 4);
     Picture p;
     picture_open(&p, dir, "07_story.svg", 840, 600, "Delta in one channel of each block, and the loss of each token");
@@ -66,7 +65,7 @@ static void draw_story(const char *dir, const int *ids, int first, int n, const 
             plot_heat(&strip, v + first + line * COLUMNS, 1, COLUMNS, row < LAYERS ? &step : &nats,
                       row < LAYERS ? "%.1g" : "%.2f");
             if (row < LAYERS)
-                picture_text(&p, 104, top + 28 + 36 * row, RIGHT, "%d, channel %d", row + 1, channel[row]);
+                picture_text(&p, 104, top + 28 + 36 * row, RIGHT, "delta, block %d", row + 1);
             else picture_text(&p, 104, top + 28 + 36 * row, RIGHT, "loss (nats)");
         }
     }
@@ -175,7 +174,7 @@ int main(int argc, char **argv) {
     for (first = 1; first < n - SHOWN && strcmp(token_text(ids[first]), " Rufus") != 0; first++) {
     }
     read_story(&b, ids, n, delta, channel, surprise);
-    draw_story(dir, ids, first, n, delta, channel, surprise);
+    draw_story(dir, ids, first, n, delta, surprise);
     print_extremes(ids, n, delta + n);
     print_losses(ids, first, n, surprise);
     print_times(&b, dir);

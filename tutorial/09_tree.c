@@ -134,8 +134,8 @@ static void draw_sweeps(const char *dir, Affine up[LEVELS + 1][EIGHT], Affine do
             }
         }
     picture_text(&p, 20, 336, LEFT,
-                 "The top is told that nothing comes before it, (1, 0). A right half is told that, "
-                 "then its left half.");
+                 "The root is told (1, 0). A left half is told what its parent was; a right half that, "
+                 "then the left half's map.");
     if (picture_close(&p) != 0) exit(1);
 }
 

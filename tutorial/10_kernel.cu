@@ -139,14 +139,13 @@ static void draw_roofline(const char *dir, const double per_step[2]) {
     } point[] = {{"naive, float: at most", 3, 0, SPECIALS / per_step[0], per_step[0] * ELEMENTS / BANDWIDTH},
                  {"fused, float", 2, 0, SPECIALS / per_step[1], FP32_SECONDS},
                  {"fused, bf16", 0, 1, 2 * SPECIALS / per_step[1], BF16_SECONDS},
-                 {"official, bf16", 4, 1, 2 * SPECIALS / per_step[1], OFFICIAL_SECONDS}};
+                 {"the authors', bf16", 4, 1, 2 * SPECIALS / per_step[1], OFFICIAL_SECONDS}};
     double x[2][2] = {{0.02, ridge}, {ridge, 10}}, y[2][2] = {{0.02 * BANDWIDTH, special}, {special, special}};
     Picture p;
     picture_open(&p, dir, "10_roofline.svg", 720, 370, "The roofline of the scan on an H100");
     Plot plot = plot_begin(&p, 64, 66, 430, 240, axis_make("special functions per byte moved", LOG10, 0.02, 10),
                            axis_make("special functions per second", LOG10, 3e10, 2e13));
-    plot_line(&plot, 1, x[0], y[0], 2, NULL);
-    plot_line(&plot, INK, x[1], y[1], 2, NULL);
+    for (int i = 0; i < 2; i++) plot_line(&plot, INK, x[i], y[i], 2, NULL);
     for (auto &q : point) {
         double at[1] = {q.per_byte}, rate[1] = {SPECIALS * ELEMENTS / q.seconds};
         plot_line(&plot, q.series, at, rate, 1, q.name);

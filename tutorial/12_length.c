@@ -1,6 +1,7 @@
 /* Chapter 12: how time, memory and perplexity go with the length.
 
-       build/12_length DIR build/length          two models: build/length_32 and build/length_512; pictures go to DIR
+       build/12_length DIR build/length    two models, build/length_32 and build/length_512, of the text
+                                           build/length.txt; pictures go to DIR
 
    SPDX-License-Identifier: MIT */
 #include "../mamba.c"
@@ -9,7 +10,7 @@
 #include <time.h>
 
 enum { WIDTH = 128, HEAD = 64, MIN_POWER = 4, MAX_POWER = 12, LENGTHS = MAX_POWER - MIN_POWER + 1, QUERIES = 64 };
-enum { CONTEXTS = 11, TARGETS = 16, PLACES = 128 }; /* contexts of 8 to 8192 */
+enum { CONTEXTS = 11, TARGETS = 16, PLACES = 128, SHORT = 32 }; /* contexts of 8 to 8192 */
 
 /* Seconds of the processor for one call of run(of, len): the least of three measurements of some calls. */
 static double time_of(void (*run)(void *, int), void *of, int len) {
@@ -170,81 +171,90 @@ static void print_memory(void) {
            slope_of(length + 3, bytes + 3, (LENGTHS + 1) / 2 - 3));
 }
 
-/* The sum of the squares of all h of the first stream. */
-static double squares_of_state(Backend *b) {
-    const Config *c = &b->config;
-    real *state = (real *)allocate(state_size(c, 1), sizeof *state);
-    double sum = 0;
-    if (state == NULL || b->copy(b->self, STATE, state, 0) != 0) exit(1);
-    for (int l = 0; l < c->n_layer; l++)
-        for (size_t i = (size_t)(c->d_conv - 1) * c->d_inner; i < state_stride(c); i++)
-            sum += (double)state[l * state_stride(c) + i] * state[l * state_stride(c) + i];
-    release(state);
-    return sum;
-}
+/* Of one context: the perplexity; the same with every number of h capped; the root mean square of h. */
+typedef struct {
+    double plain, capped, size;
+} Measured;
 
-/* Perplexity of the same TARGETS bytes at PLACES places of held-out text, given `context` bytes before each; *size: the
-   root mean square of h after those. */
-static double perplexity(Backend *b, const int *ids, int n, int context, double *size) {
+/* Predicts the same TARGETS bytes at PLACES places of held-out text, given `context` bytes before each; then again,
+   each number of h not larger than it has been after up to SHORT bytes. largest, state: room for a state. */
+static Measured measure(Backend *b, const int *ids, int n, int context, real *largest, real *state) {
+    const Config *c = &b->config;
     const int longest = 8 << (CONTEXTS - 1), held_out = n / 10;
-    double sum = 0, squares = 0, loss;
+    double plain = 0, capped = 0, squares = 0, loss;
     for (int place = 0; place < PLACES; place++) {
         const int *at = ids + n - held_out + longest + place * ((held_out - longest - TARGETS - 1) / PLACES);
-        b->reset(b->self, 1);
-        if (b->forward(b->self, at - context, context, NULL, 0) != 0) exit(1);
-        squares += squares_of_state(b) / PLACES;
+        if (b->reset(b->self, 1) != 0 || b->forward(b->self, at - context, context, NULL, 0) != 0) exit(1);
+        if (b->copy(b->self, STATE, state, 0) != 0) exit(1);
         if (b->evaluate(b->self, at, at + 1, TARGETS, &loss, NULL) != 0) exit(1);
-        sum += loss / PLACES;
+        plain += loss / PLACES;
+        for (size_t i = 0; i < c->n_layer * state_stride(c); i++) {
+            if (i % state_stride(c) < (size_t)(c->d_conv - 1) * c->d_inner) continue; /* the convolution's inputs */
+            squares += (double)state[i] * state[i] / PLACES;
+            if (context <= SHORT) largest[i] = fmaxf(largest[i], fabsf(state[i]));
+            state[i] = fminf(fmaxf(state[i], -largest[i]), largest[i]);
+        }
+        if (b->copy(b->self, STATE, state, 1) != 0) exit(1);
+        if (b->evaluate(b->self, at, at + 1, TARGETS, &loss, NULL) != 0) exit(1);
+        capped += loss / PLACES;
     }
-    *size = sqrt(squares / (b->config.n_layer * b->config.d_state * b->config.d_inner));
-    return exp(sum);
+    Measured m = {exp(plain), exp(capped), sqrt(squares / (c->n_layer * c->d_state * c->d_inner))};
+    return m;
 }
 
 static void print_perplexity(const char *dir, const char *run) {
     static const char *const trained[2] = {"32", "512"};
-    double context[CONTEXTS], value[2][CONTEXTS], size[2][CONTEXTS], above[2][CONTEXTS], low = 0, high = NAN;
+    double context[CONTEXTS], plain[2][CONTEXTS], capped[2][CONTEXTS], size[2][CONTEXTS], low = NAN, high = NAN;
     Picture p;
     Plot plot;
     for (int k = 0; k < 2; k++) {
-        char path[512];
+        char path[512], *text;
         size_t n_text;
-        char *text = read_file("mamba.cu", &n_text);
         Tokenizer t;
         Backend b;
         Model m;
+        real *largest, *state;
         int *ids, n;
+        snprintf(path, sizeof path, "%s.txt", run);
+        text = read_file(path, &n_text);
         snprintf(path, sizeof path, "%s_%s/tokenizer.bin", run, trained[k]);
         if (text == NULL || tokenizer_load(&t, path) != 0) exit(1);
         ids = (int *)allocate(tokenizer_room(&t, n_text) + 1, sizeof(int));
         n = ids != NULL ? (int)tokenizer_encode(&t, text, n_text, ids) : 0;
         snprintf(path, sizeof path, "%s_%s", run, trained[k]);
         if (n < 2000 || model_load(&m, path) != 0 || cpu_backend(&b, &m, 1, 0) != 0) exit(1);
-        for (int i = 0; i < CONTEXTS; i++)
-            context[i] = 8 << i, value[k][i] = perplexity(&b, ids, n, 8 << i, &size[k][i]);
+        largest = (real *)allocate(state_size(&m.config, 1), sizeof(real));
+        state = (real *)allocate(state_size(&m.config, 1), sizeof(real));
+        if (largest == NULL || state == NULL) exit(1);
         for (int i = 0; i < CONTEXTS; i++) {
-            double least = NAN, largest = NAN;
-            range_add(&least, &largest, value[k], CONTEXTS);
-            above[k][i] = 100 * (value[k][i] / least - 1);
+            Measured found = measure(&b, ids, n, 8 << i, largest, state);
+            context[i] = 8 << i, plain[k][i] = found.plain, capped[k][i] = found.capped, size[k][i] = found.size;
         }
-        range_add(&low, &high, above[k], CONTEXTS);
+        range_add(&low, &high, plain[k], CONTEXTS);
+        release(largest);
+        release(state);
         b.close(b.self);
         model_free(&m);
         tokenizer_free(&t);
         release(ids);
         release(text);
     }
-    printf("~ perplexity per byte of %d bytes of mamba.cu that were not trained on\n"
-           "~             trained at 32               trained at 512\n"
-           "~   context   perplexity   size of h      perplexity   size of h\n", PLACES * TARGETS);
-    for (int i = 0; i < CONTEXTS; i++)
-        printf("~ %9.0f%13.2f%12.3f%16.2f%12.3f\n", context[i], value[0][i], size[0][i], value[1][i], size[1][i]);
-    picture_open(&p, dir, "12_perplexity.svg", 680, 340, "The same bytes, with more and more text before them");
+    printf("~ perplexity per byte of %d bytes of stories that were not trained on\n"
+           "~             trained at 32                        trained at 512\n"
+           "~   context   perplexity   size of h   h capped   perplexity   size of h   h capped\n", PLACES * TARGETS);
+    for (int i = 0; i < CONTEXTS; i++) {
+        printf("~ %9.0f", context[i]);
+        for (int k = 0; k < 2; k++) printf("%13.3f%12.3f%11.3f", plain[k][i], size[k][i], capped[k][i]);
+        printf("\n");
+    }
+    picture_open(&p, dir, "12_perplexity.svg", 680, 340, "The same bytes, with more and more text read before them");
     p.measured = 1;
     plot = plot_begin(&p, 64, 66, 420, 220,
                       axis_make("bytes read before, from an empty state", LOG2, context[0], context[CONTEXTS - 1]),
-                      axis_make("perplexity above the least (percent)", LINEAR, 0, ceil(high)));
-    plot_line(&plot, 1, context, above[0], CONTEXTS, "trained at 32");
-    plot_line(&plot, 0, context, above[1], CONTEXTS, "trained at 512");
+                      axis_make("perplexity per byte", LINEAR, floor(20 * low) / 20, ceil(20 * high) / 20));
+    plot_line(&plot, 1, context, plain[0], CONTEXTS, "trained at 32");
+    plot_line(&plot, 2, context, capped[0], CONTEXTS, "the same, h capped");
+    plot_line(&plot, 0, context, plain[1], CONTEXTS, "trained at 512");
     plot_end(&plot);
     if (picture_close(&p) != 0) exit(1);
 }

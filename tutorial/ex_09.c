@@ -11,13 +11,13 @@ static Map both(Map first, Map second) {
     return first;
 }
 
-/* 9.2 In place of each of n maps (any n), the map of all from the first up to it, by doubling: at most as many rounds as
-   n has bits, in each of which every map changes at most once. `before` is room for n maps; both() is above. */
+/* 9.2 In place of each of n maps (any n), the map of all from the first up to it, by doubling: at most as many rounds
+   as n has bits, in each of which every map changes at most once. `before` is room for n maps; both() is above. */
 static void scan_by_doubling(Map *map, Map *before, int n) {
 }
 
-/* 9.3 The backward recurrence g_t = C_t dy_t + abar_{t+1} g_{t+1}, with no g after the last, as maps: map[i] is the i-th
-   to be applied, beginning at the end of the sequence, so that a scan of them has g_t at i = n - 1 - t. */
+/* 9.3 The backward recurrence g_t = C_t dy_t + abar_{t+1} g_{t+1}, with no g after the last, as maps: map[i] is the
+   i-th to be applied, beginning at the end of the sequence, so that a scan of them has g_t at i = n - 1 - t. */
 static void backward_maps(Map *map, const double *abar, const double *C, const double *dy, int n) {
 }
 
@@ -27,10 +27,9 @@ int main(void) {
     Map f = {0.5, 3}, g = {-2, 0.25}, fg = both(f, g), map[N], before[N], right[N];
     double at_2 = g.a * (f.a * 2 + f.b) + g.b, abar[N], C[N], dy[N], state = 0, g_t = 0;
     uint64_t rng = 9;
-    int t, same = 1;
-    exercise("9.1", close_to(fg.a * 2 + fg.b, at_2) && close_to(fg.b, g.a * f.b + g.b),
-             "h -> 0.5 h + 3 and then h -> -2 h + 0.25 takes 2 to %g; yours takes it to %g%s", at_2, fg.a * 2 + fg.b,
-             close_to(fg.b, f.a * g.b + f.b) ? ": it does `second` first" : "");
+    int combined = close_to(fg.a * 2 + fg.b, at_2) && close_to(fg.b, g.a * f.b + g.b), t, same = 1;
+    exercise("9.1", combined, "h -> 0.5 h + 3 and then h -> -2 h + 0.25 takes 2 to %g; yours takes it to %g%s", at_2,
+             fg.a * 2 + fg.b, close_to(fg.b, f.a * g.b + f.b) ? ": it does `second` first" : "");
     for (t = 0; t < N; t++) {
         map[t].a = random_uniform(&rng), map[t].b = random_normal(&rng);
         right[t].a = t > 0 ? map[t].a * right[t - 1].a : map[t].a;
@@ -38,9 +37,10 @@ int main(void) {
     }
     scan_by_doubling(map, before, N);
     for (t = 0; t < N && same; t++) same = close_to(map[t].a, right[t].a) && close_to(map[t].b, right[t].b);
-    exercise("9.2", same, "of 13 maps the one at position %d should be (%.6g, %.6g), and is (%.6g, %.6g)%s", t - 1,
+    exercise("9.2", same, "the map at position %d of 0 to 12 should be (%.6g, %.6g), and is (%.6g, %.6g)%s", t - 1,
              right[t - 1].a, right[t - 1].b, map[t - 1].a, map[t - 1].b,
-             t > 2 ? ". The first ones are right: does a round read what the same round has written?" : "");
+             !combined ? ". First solve 9.1"
+             : t > 2 ? ". The first ones are right: does a round read what the same round has written?" : "");
     for (t = 0; t < N; t++) abar[t] = random_uniform(&rng), C[t] = random_normal(&rng), dy[t] = random_normal(&rng);
     memset(map, 0, sizeof map);
     backward_maps(map, abar, C, dy, N);
@@ -49,6 +49,7 @@ int main(void) {
         state = map[N - 1 - t].a * state + map[N - 1 - t].b;
         same = close_to(state, g_t);
     }
-    exercise("9.3", same, "g at position %d of 0 to 12 is %.6g; your maps give %.6g", t + 1, g_t, state);
+    exercise("9.3", same, "g at position %d of 0 to 12 is %.6g; your maps give %.6g%s", t + 1, g_t, state,
+             map[1].a == abar[N - 2] ? ": which step's abar stands before g_{t+1}?" : "");
     return exercises_failed;
 }

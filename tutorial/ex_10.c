@@ -34,7 +34,7 @@ int main(void) {
     sum_of_lanes(lane, before, LANES_OF_WARP);
     for (i = 0; i < LANES_OF_WARP - 1 && close_to(lane[i], sum); i++) { }
     exercise("10.2", close_to(lane[i], sum), "lane %d should have %g, and has %g%s", i, sum, lane[i],
-             i > 0 ? ". Does a round read what the same round has written?" : "");
+             i > 0 ? ". Do all lanes add in each round, and does none read what the same round has written?" : "");
     for (k = 0; k < CHUNKS; k++) {
         right[k] = h, end[k] = delta_sum[k] = 0;
         for (i = 0; i < STEPS; i++) {
@@ -45,6 +45,7 @@ int main(void) {
     enter_chunks(begin, end, delta_sum, A, right[0], CHUNKS);
     for (k = 0; k < CHUNKS - 1 && close_to(begin[k], right[k]); k++) { }
     exercise("10.3", close_to(begin[k], right[k]), "chunk %d should begin with %.6g; yours begins with %.6g%s", k,
-             right[k], begin[k], k == 0 ? ", which is to be h_first" : "");
+             right[k], begin[k],
+             k == 0 ? ", which is to be h_first" : ". The map of a chunk is h -> exp(delta_sum A) h + end");
     return exercises_failed;
 }

@@ -14,7 +14,6 @@
    error and counted by picture_close.
 
    SPDX-License-Identifier: MIT */
-#include <assert.h>
 #include <math.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -128,19 +127,18 @@ static int axis_ticks(const Axis *a, double *tick) {
 static void tick_text(char *out, size_t size, const Axis *a, double value) {
     double power = log(value) / log(a->scale == LOG2 ? 2 : 10), whole = floor(power + 0.5);
     int is_power = a->scale != LINEAR && fabs(power - whole) < 1e-6;
-    if (is_power && a->scale == LOG2 && fabs(whole) > 3) snprintf(out, size, "2^%.0f", whole);
+    if (is_power && a->scale == LOG2 && a->high > 1024 && whole > 3) snprintf(out, size, "2^%.0f", whole);
     else if (is_power && a->scale == LOG10 && fabs(whole) > 3) snprintf(out, size, "10^%.0f", whole);
     else if (a->scale == LOG10 && fabs(floor(power)) > 3)
         snprintf(out, size, "%.0f\u00b7""10^%.0f", value / pow(10, floor(power)), floor(power));
     else snprintf(out, size, "%.6g", value);
 }
 
-/* Text with the characters that XML gives a meaning escaped; ^ raises what follows, up to a space. */
+/* Text with the characters that XML gives a meaning escaped; ^ raises what follows. */
 static void put_text(FILE *f, const char *text) {
     int raised = 0;
     for (const char *p = text; *p != 0; p++) {
-        if (raised && *p == ' ') raised = 0, fputs("</tspan><tspan dy=\"4\"> </tspan>", f);
-        else if (*p == '^' && !raised) raised = 1, fputs("<tspan dy=\"-4\" font-size=\"10\">", f);
+        if (*p == '^' && !raised) raised = 1, fputs("<tspan dy=\"-4\" font-size=\"10\">", f);
         else if (*p == '&') fputs("&amp;", f);
         else if (*p == '<') fputs("&lt;", f);
         else if (*p == '>') fputs("&gt;", f);
@@ -266,8 +264,7 @@ static Plot plot_begin(Picture *p, double left, double top, double width, double
     char text[32];
     memset(&plot, 0, sizeof plot);
     plot.picture = p, plot.left = left, plot.top = top, plot.width = width, plot.height = height;
-    plot.x = axis_make(x.name, x.scale, x.low, x.high), plot.y = axis_make(y.name, y.scale, y.low, y.high);
-    plot.clip = p->n_clip++;
+    plot.x = x, plot.y = y, plot.clip = p->n_clip++;
     fprintf(p->file, "<clipPath id=\"c%d\"><rect x=\"%.2f\" y=\"%.2f\" width=\"%.2f\" height=\"%.2f\"/></clipPath>\n",
             plot.clip, left - 5, top - 5, width + 10, height + 10);
     for (int i = 0, n = x.name != NULL ? axis_ticks(&plot.x, tick) : 0; i < n; i++) {
@@ -382,19 +379,18 @@ static void plot_heat(Plot *plot, const double *v, int rows, int columns, const 
 
 /* The scale of a heat map, to the right of its frame. */
 static void plot_heat_scale(Plot *plot, const Axis *colour) {
-    Picture *p = plot->picture;
-    double tick[PLOT_TICKS], left = plot->left + plot->width + 18;
+    const Axis unit = axis_make(NULL, LINEAR, 0, 1);
+    Plot scale = *plot;
+    double tick[PLOT_TICKS], place[64];
     char text[32];
-    for (int i = 0; i < 64; i++)
-        fprintf(p->file,
-                "<rect x=\"%.2f\" y=\"%.2f\" width=\"12\" height=\"%.2f\" fill=\"#%06x\" "
-                "shape-rendering=\"crispEdges\"/>\n",
-                left, plot->top + plot->height * (63 - i) / 64, plot->height / 64, ramp((i + 0.5) / 64));
+    scale.left += plot->width + 18, scale.width = 12, scale.y = *colour;
+    for (int i = 0; i < 64; i++) place[i] = (63.5 - i) / 64;
+    plot_heat(&scale, place, 64, 1, &unit, NULL);
     for (int i = 0, n = axis_ticks(colour, tick); i < n; i++) {
         tick_text(text, sizeof text, colour, tick[i]);
-        picture_text(p, left + 17, plot->top + plot->height * (1 - axis_place(colour, tick[i])) + 4, LEFT, "%s", text);
+        picture_text(plot->picture, scale.left + 17, plot_y(&scale, tick[i]) + 4, LEFT, "%s", text);
     }
-    picture_text(p, left - 6, plot->top - 10, LEFT, "%s", colour->name);
+    picture_text(plot->picture, scale.left - 6, plot->top - 10, LEFT, "%s", colour->name);
 }
 
 static int label_higher(const void *a, const void *b) {
@@ -402,7 +398,8 @@ static int label_higher(const void *a, const void *b) {
     return difference < 0 ? -1 : difference > 0;
 }
 
-/* Writes the lines' labels to the right of the frame, in the order of the lines' ends and far enough apart. */
+/* Writes the lines' labels to the right of the frame, in the order of the lines' ends and far enough apart, and dots
+   from each line's end to its label. */
 static void plot_end(Plot *plot) {
     const double gap = 1.3 * FONT;
     double y[PLOT_LABELS], lowest = plot->top + plot->height, x = plot->left + plot->width + 20;
@@ -419,7 +416,7 @@ static void plot_end(Plot *plot) {
     for (int i = 0; i < n; i++) {
         const Label *l = &plot->label[i];
         char style[64];
-        snprintf(style, sizeof style, "class=\"s%d\" stroke-opacity=\"0.6\"", l->series);
+        snprintf(style, sizeof style, "class=\"s%d\" stroke-dasharray=\"1 4\"", l->series);
         picture_line(plot->picture, l->x, fmax(plot->top, fmin(l->y, plot->top + plot->height)), x - 6, y[i], style);
         put_marker(plot->picture, x, y[i], l->series);
         picture_text(plot->picture, x + 9, y[i] + 4, LEFT, "%s", l->text);
