@@ -75,9 +75,8 @@ template <class T> static __device__ __forceinline__ T *dynamic_shared() {
     return reinterpret_cast<T *>(dynamic_shared_bytes);
 }
 #else
-#define launch_early launch /* there kernels follow one another, and so do their blocks */
-#define launch_together launch
-constexpr bool BLOCKS_MEET = false;
+#define launch_early launch /* there kernels follow one another */
+#define BLOCKS_MEET cuda_on_cpu::blocks_meet()
 static inline void let_next_start() {}
 static inline void wait_for_previous() {}
 #endif
@@ -1899,6 +1898,7 @@ static __device__ __forceinline__ void give(float *place, ptrdiff_t other, float
    cache of the multiprocessor. */
 static __device__ __forceinline__ float look(const float *p) {
 #ifdef CUDA_ON_CPU
+    if (!is_there(*p)) cuda_on_cpu::wait_for(p);
     return *p;
 #else
     float v;
@@ -1909,6 +1909,7 @@ static __device__ __forceinline__ float look(const float *p) {
 
 static __device__ __forceinline__ float4 look(const float4 *p) {
 #ifdef CUDA_ON_CPU
+    if (!is_there(p->x) || !is_there(p->y) || !is_there(p->z) || !is_there(p->w)) cuda_on_cpu::wait_for(p);
     return *p;
 #else
     float4 v;
@@ -1920,8 +1921,8 @@ static __device__ __forceinline__ float4 look(const float4 *p) {
 #endif
 }
 
-/* v = K packs of four numbers that are `stride` apart, as soon as all are there; only `packs` exist, the others are 0.
-   On the CPU all are there, since the phases follow one another. */
+/* v = K packs of four numbers that are `stride` apart, as soon as all are there; only `packs` exist, the others are
+   0. Where blocks do not meet all are there, since the phases follow one another. */
 template <int K> static __device__ __forceinline__ void receive(float4 *v, const float *p, size_t stride, int packs) {
     bool all_there;
     do {
@@ -2062,8 +2063,8 @@ template <class T, int S> struct StepIn {
                 us[of_stream * s.channels + first + of_row] = s.u[of_stream * s.d_inner + d] = value;
             }
         }
-        __syncthreads(); /* us is complete; and a block of z's, which has no scan, goes on to write where xw is */
         if (s.has_z()) return;
+        __syncthreads();
 #pragma unroll 1
         for (int at = 0; at < s.width; at += STEP_THREADS / SHARE_LANES) {
             int j = at + threadIdx.x / SHARE_LANES;
@@ -2186,6 +2187,7 @@ template <class T, int S> struct StepOut {
         float *gated = dynamic_shared<float>(), *x = s.x + (size_t)l * s.streams * s.d_model;
         int n = s.streams * s.d_inner, lane = threadIdx.x % 32, i = threadIdx.x / 32, at = blockIdx.x * s.out_rows + i;
         float before = lane < s.streams && at < s.d_model ? look(x + lane * s.d_model + at) : 0; /* a lane, a stream */
+        if (s.has_z()) __syncthreads(); /* gated comes where xw is: all have read that. The scan has had its barriers */
 #pragma unroll 1
         for (int at4 = threadIdx.x * 4; at4 < n; at4 += STEP_THREADS * 4) {
             float4 v;

@@ -8,6 +8,10 @@
    `schedule`: forward, reverse or random. Two accesses that only a missing barrier leaves unordered happen in one order
    under forward and in the other under reverse, so that one of the two gives a different result.
 
+   Blocks that may wait for each other (launch_together) run at the same time: wait_for(p) stops a thread until another
+   has stored something at p, with __stcg. Each warp has a rank, forward, reverse or random as the schedule says, and
+   runs only while all of higher rank wait: so some are as far ahead of others as can be.
+
        CUDA_ON_CPU_SCHEDULE=forward|reverse|random:SEED     the order of threads and of blocks
        CUDA_ON_CPU_LAZY=1                                   streams work only when they are waited for, which shows a
                                                             host that does not wait
@@ -16,8 +20,8 @@
    or a warp operation that not all its threads reach, or at different lines; launches over the limits of the device;
    arguments that are no device pointers; copies and matrix products that leave their allocation. Device and shared
    memory start as 0xFF bytes (NaN), so that reading what nobody wrote shows. AddressSanitizer sees every other access
-   out of bounds, UBSan a misaligned float4. What it cannot show: speed, races between blocks, and a __syncwarp missing
-   next to a shuffle, which holds up its lanes like a barrier.
+   out of bounds, UBSan a misaligned float4. What it cannot show: speed, races between blocks on global memory, and a
+   __syncwarp missing next to a shuffle, which holds up its lanes like a barrier.
 
    To step through a block, compile with -O0 -g, and
        gdb build/test_cuda
@@ -200,7 +204,8 @@ template <class T> inline T max(T a, T b) { return a < b ? b : a; }
 template <class T> inline T __ldg(const T *p) { return *p; }
 template <class T> inline T __ldcg(const T *p) { return *p; }
 template <class T> inline T __ldcs(const T *p) { return *p; }
-template <class T> inline void __stcg(T *p, T value) { *p = value; }
+namespace cuda_on_cpu { void wake(const void *p); }
+template <class T> inline void __stcg(T *p, T value) { *p = value, cuda_on_cpu::wake(p); }
 template <class T> inline void __stcs(T *p, T value) { *p = value; }
 inline void __threadfence() {}
 inline void __threadfence_block() {}
@@ -248,7 +253,7 @@ namespace cuda_on_cpu {
 
 /* The device that the host sees: small, so that "fill the machine" means few blocks. Tests set it. */
 struct Device {
-    int multiprocessors = 4, major = 8, minor = 6;
+    int multiprocessors = 8, major = 8, minor = 6;
     size_t shared_per_block = 48 << 10, shared_per_block_optin = 99 << 10, shared_per_multiprocessor = 100 << 10;
     size_t memory = (size_t)4 << 30;
     int driver = 13000;                /* the CUDA version that its driver is for; 0: there is none */
@@ -304,11 +309,11 @@ struct Fibre {
 #endif
 };
 constexpr size_t STACK_BYTES = 256 << 10, GUARD_BYTES = 64 << 10; /* whole pages, whatever their size */
-constexpr int MAX_THREADS = 1024, MAX_WARPS = MAX_THREADS / 32;
-constexpr size_t ALL_STACKS_BYTES = MAX_THREADS * (GUARD_BYTES + STACK_BYTES);
+constexpr int MAX_THREADS = 1024, MAX_WARPS = MAX_THREADS / 32, MAX_FIBRES = 8 * MAX_THREADS;
+constexpr size_t ALL_STACKS_BYTES = MAX_FIBRES * (GUARD_BYTES + STACK_BYTES);
 
 inline char *all_stacks; /* one mapping */
-inline Fibre host, fibres[MAX_THREADS], *idle[MAX_THREADS], *running = &host, *previous;
+inline Fibre host, fibres[MAX_FIBRES], *idle[MAX_FIBRES], *running = &host, *previous;
 inline int n_fibre, n_idle;
 inline bool block_failed;
 inline void *asan_record; /* AddressSanitizer's of the stack that is being gone to */
@@ -408,7 +413,7 @@ inline Fibre *fibre_take() {
     if (all_stacks == nullptr)
         all_stacks = (char *)mmap(nullptr, ALL_STACKS_BYTES, PROT_READ | PROT_WRITE,
                                   MAP_PRIVATE | MAP_ANON | MAP_NORESERVE, -1, 0);
-    char *memory = all_stacks + (size_t)(MAX_THREADS - n_fibre) * (GUARD_BYTES + STACK_BYTES);
+    char *memory = all_stacks + (size_t)(MAX_FIBRES - n_fibre) * (GUARD_BYTES + STACK_BYTES);
     if (all_stacks == (char *)MAP_FAILED || mprotect(memory, GUARD_BYTES, PROT_NONE) != 0)
         perror("cuda_on_cpu: stack"), abort();
     fibre->stack = memory + GUARD_BYTES; /* a stack grows downwards, and one that overflows stops here */
@@ -436,13 +441,29 @@ struct Thread {
 };
 
 /* The running block. A bit per lane says which threads can go on; `warps` has a bit per warp with such lanes. */
-inline Thread thread[MAX_THREADS];
+inline Thread threads_of_one[MAX_THREADS], *thread = threads_of_one;
 inline int n_thread, n_warp, current, current_warp, n_finished;
 inline unsigned ready[MAX_WARPS], in_exchange[MAX_WARPS], warps;
 inline int n_waiting, barrier_line, predicate_sum, predicate_result; /* of the next barrier, the result of the last */
 inline const char *kernel_name = "";
 inline std::function<void()> kernel_body;
 inline char *dynamic_memory;
+inline char *shared_begin, *shared_end; /* static shared memory as one range, which may be empty */
+
+/* Where a block that runs at the same time as others has left off, or, for the running one, what was there before. */
+struct Block {
+    std::vector<Thread> threads;
+    Thread *thread;
+    uint3 index;
+    unsigned ready[MAX_WARPS], in_exchange[MAX_WARPS];
+    int n_finished, n_waiting, barrier_line, predicate_sum, predicate_result;
+    std::vector<char> dynamic_bytes, static_bytes;
+    char *dynamic_memory;
+};
+inline std::vector<Block> blocks;      /* empty: they run one after the other */
+inline std::vector<int> ranks;         /* block * MAX_WARPS + warp, in the order in which they are to run */
+inline int running_block;
+inline std::multimap<uintptr_t, std::pair<int, int>> waiting; /* for these 16 bytes: block and thread */
 
 inline CUDA_ON_CPU_UNCHECKED unsigned low_bits(int n) { return n >= 32 ? ~0u : (1u << n) - 1; }
 inline CUDA_ON_CPU_UNCHECKED void all_ready() {
@@ -491,10 +512,43 @@ inline void block_fail(const char *what) {
     abort();
 }
 
+inline CUDA_ON_CPU_UNCHECKED void swap_with(Block &b) {
+    std::swap(b.thread, thread), std::swap(b.index, blockIdx), std::swap(b.dynamic_memory, dynamic_memory);
+    std::swap(b.ready, ready), std::swap(b.in_exchange, in_exchange);
+    std::swap(b.n_finished, n_finished), std::swap(b.n_waiting, n_waiting), std::swap(b.barrier_line, barrier_line);
+    std::swap(b.predicate_sum, predicate_sum), std::swap(b.predicate_result, predicate_result);
+    static std::vector<char> copy;
+    copy.assign(shared_begin, shared_end);
+    memcpy(shared_begin, b.static_bytes.data(), copy.size());
+    b.static_bytes.swap(copy);
+}
+
+/* The first thread by rank, of all blocks, that can go on. */
+inline CUDA_ON_CPU_UNCHECKED void next_thread_of_all() {
+    for (int rank : ranks) {
+        int b = rank / MAX_WARPS, w = rank % MAX_WARPS;
+        unsigned lanes = b == running_block ? ready[w] : blocks[b].ready[w];
+        if (lanes == 0) continue;
+        if (b != running_block) swap_with(blocks[running_block]), swap_with(blocks[running_block = b]);
+        current = w * 32 + choose(lanes);
+        ready[w] &= ~(1u << current % 32);
+        Thread &t = thread[current];
+        threadIdx = t.index;
+        if (t.fibre == nullptr) t.fibre = fibre_take();
+        if (t.fibre != running) switch_to(t.fibre);
+        return;
+    }
+    for (int b = 0; b < (int)blocks.size(); b++)
+        if ((b == running_block ? n_finished : blocks[b].n_finished) < n_thread)
+            block_fail("threads wait for others, or for what no block gives");
+    switch_to(&host);
+}
+
 /* The current thread cannot go on: to the next one that can, within the same warp while there is one, so that under
    FORWARD threads run in their order from barrier to barrier. Returns when this thread is to go on, or, if it is done,
    when its fibre has been given a new one. */
 inline CUDA_ON_CPU_UNCHECKED void next_thread() {
+    if (!blocks.empty()) return next_thread_of_all();
     if (warps == 0) {
         if (n_finished < n_thread)
             block_fail(n_waiting > 0 ? "not all threads of the block reach the barrier"
@@ -523,6 +577,21 @@ inline CUDA_ON_CPU_UNCHECKED void fibre_main() {
         n_finished++;
         idle[n_idle++] = running; /* next_thread takes it again, without a switch, if the next thread is a new one */
         next_thread();
+    }
+}
+
+inline CUDA_ON_CPU_UNCHECKED void wait_for(const void *p) {
+    if (blocks.empty()) return;
+    waiting.insert({(uintptr_t)p / 16, {running_block, current}});
+    next_thread();
+}
+
+inline CUDA_ON_CPU_UNCHECKED void wake(const void *p) {
+    if (waiting.empty()) return;
+    auto range = waiting.equal_range((uintptr_t)p / 16);
+    for (auto i = range.first; i != range.second; i = waiting.erase(i)) {
+        int b = i->second.first, k = i->second.second;
+        (b == running_block ? ready : blocks[b].ready)[k / 32] |= 1u << k % 32;
     }
 }
 
@@ -570,8 +639,6 @@ inline CUDA_ON_CPU_UNCHECKED uint64_t exchange(Wait wait, unsigned mask, uint64_
     return t.taken;
 }
 
-/* Static shared memory as one range, which may be empty. */
-inline char *shared_begin, *shared_end;
 inline void find_shared() {
 #if defined CUDA_ON_CPU_ASAN
 #elif defined __clang__ && defined __APPLE__
@@ -619,14 +686,51 @@ inline void block_run(uint3 index) {
     }
 }
 
+/* Can blocks run at the same time? Each has a copy of static shared memory, whose place must be known. */
+inline bool meeting = true;
+inline bool blocks_meet() {
+    if (shared_begin == nullptr) find_shared();
+    return meeting && shared_begin != nullptr;
+}
+
+/* Runs the blocks of a grid at the same time. */
+inline void grid_run_together(int n_block, size_t dynamic_bytes) {
+    ranks.clear();
+    blocks.resize(n_block);
+    for (int i = 0; i < n_block; i++) {
+        Block &b = blocks[i];
+        b = Block();
+        b.threads.resize(n_thread);
+        for (int k = 0; k < n_thread; k++) b.threads[k].index = threads_of_one[k].index;
+        b.thread = b.threads.data(), b.index.x = (unsigned)i;
+        b.dynamic_bytes.assign(dynamic_bytes + 128, (char)0xff);
+        b.dynamic_memory = (char *)(((uintptr_t)b.dynamic_bytes.data() + 127) / 128 * 128);
+        b.static_bytes.assign(shared_begin, shared_end);
+        poison(b.static_bytes.data(), b.static_bytes.data() + b.static_bytes.size());
+        for (int w = 0; w < n_warp; w++) b.ready[w] = low_bits(n_thread - w * 32), ranks.push_back(i * MAX_WARPS + w);
+    }
+    if (schedule == REVERSE) std::reverse(ranks.begin(), ranks.end());
+    for (size_t i = ranks.size(); schedule == RANDOM && i > 1; i--) std::swap(ranks[i - 1], ranks[random_bits() % i]);
+    block_failed = false;
+    swap_with(blocks[running_block = 0]);
+    next_thread();
+    swap_with(blocks[running_block]);
+    if (block_failed) fibre_reset(previous);
+    for (Block &b : blocks)
+        for (Thread &t : b.threads)
+            if (t.fibre != nullptr) fibre_reset(t.fibre), idle[n_idle++] = t.fibre;
+    blocks.clear(), waiting.clear();
+}
+
 /* Runs the blocks of a grid. */
 inline void grid_run(const std::string &kernel, std::function<void()> body, dim3 grid, dim3 block, size_t dynamic_bytes,
-                     size_t shared_limit) {
+                     size_t shared_limit, bool together) {
     kernel_name = kernel.c_str(), kernel_body = body;
     gridDim = grid, blockDim = block;
     n_thread = (int)(block.x * block.y * block.z), n_warp = (n_thread + 31) / 32;
     for (unsigned i = 0; i < (unsigned)n_thread; i++)
         thread[i].index = uint3{i % block.x, i / block.x % block.y, i / block.x / block.y};
+    if (together && blocks_meet()) return grid_run_together((int)grid.x, dynamic_bytes);
     if (posix_memalign((void **)&dynamic_memory, 128, max(dynamic_bytes, (size_t)1)) != 0) abort();
     if (shared_begin == nullptr) find_shared();
     char *begin = shared_begin, *end = shared_end;
@@ -1004,8 +1108,8 @@ template <class T> bool reachable(T *const &p) { return p == nullptr || find((co
 
 /* call: "scan<T, 4>, grid, block, ..." */
 template <class... P, class... A>
-cudaError_t launch_kernel(const char *call, void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes,
-                          cudaStream_t stream, A... args) {
+cudaError_t launch_kernel(const char *call, bool together, void (*kernel)(P...), dim3 grid, dim3 block,
+                          size_t shared_bytes, cudaStream_t stream, A... args) {
     const char *end = call;
     for (int depth = 0; *end != '\0' && (*end != ',' || depth > 0); end++) depth += (*end == '<') - (*end == '>');
     std::string name(call, end);
@@ -1024,18 +1128,22 @@ cudaError_t launch_kernel(const char *call, void (*kernel)(P...), dim3 grid, dim
     else if (shared_bytes > limit)
         error = complain(cudaErrorInvalidValue, "%s: %zu bytes of shared memory, limit %zu", name.c_str(),
                          shared_bytes, limit);
+    else if (together && blocks_meet() && (grid.y * grid.z > 1 || grid.x * (size_t)block.x > MAX_FIBRES))
+        error = complain(cudaErrorInvalidConfiguration, "%s: too many blocks to run at the same time", name.c_str());
     else if (wrong_arg != 0)
         error = complain(cudaErrorInvalidValue, "%s: argument %d is no device pointer", name.c_str(), wrong_arg);
     else error = submit(stream, [=] {
         launched[(uintptr_t)kernel] |= 1u << schedule;
-        grid_run(name, [=] { std::apply(kernel, values); }, grid, block, shared_bytes, static_and_dynamic);
+        grid_run(name, [=] { std::apply(kernel, values); }, grid, block, shared_bytes, static_and_dynamic,
+                 together);
     });
     last_error = cudaSuccess; /* it is returned */
     return error;
 }
 } /* namespace cuda_on_cpu */
 
-#define launch(...) cuda_on_cpu::launch_kernel(#__VA_ARGS__, __VA_ARGS__) /* a report can name the kernel */
+#define launch(...) cuda_on_cpu::launch_kernel(#__VA_ARGS__, false, __VA_ARGS__) /* a report can name the kernel */
+#define launch_together(...) cuda_on_cpu::launch_kernel(#__VA_ARGS__, true, __VA_ARGS__)
 
 /* 7. CUBLAS ======================================================================================================== */
 

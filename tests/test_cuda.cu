@@ -638,7 +638,7 @@ static void test_layers() {
         for (int chunks = 0; chunks < 2; chunks++, n_state++) {
             int N = len > 1000 ? states[n_state % 6] : states[n_state % 12];
             int E = len > 1000 ? 9 : N > 16 ? 5 : 37, batch = len > 1000 ? 1 : 1 + n_state % 5;
-            if (brief && len > 2047) continue;
+            if (brief && (len > 2047 || (len == 2047 && chunks == 0))) continue;
             ScanCase c = {batch, len, E, N, chunks ? 100 : 1, -6, 1, 0, 3, chunks == 0, true};
             test_scan<float>(c);
             c.d_inner = N > 16 ? 4 : 40, c.dt_rank = 4, c.with_state = !c.with_state;
@@ -649,7 +649,7 @@ static void test_layers() {
         ScanCase c = {2, 70, N > 16 ? 6 : 33, N, N % 2 ? 1 : 100, -6, 1, 0, N % 4, true, true};
         test_scan<float>(c);
         c.multiprocessors = 101 - c.multiprocessors;
-        test_scan<bf16>(c);
+        if (!brief || N > 64) test_scan<bf16>(c);
     }
     for (int N : {16, 40}) /* delta near 5e-7, where softplus is to have a small relative error */
         test_scan<float>({2, 32, N == 16 ? 33 : 5, N, 1, -15, -14, 0, 4, false, false});
@@ -911,7 +911,8 @@ static void test_model(const char *name, Config config, const char *dtype, int b
         AdamW o = {0.9, 0.95, 1e-8, 0.1, 1};
         size_t V = config.vocab_size;
         double loss, norm, expected_loss, expected_norm;
-        Results r = repeated([&] { /* a fresh backend: the schedule has its say in all of it */
+        Results r;
+        if (lean || !brief) r = repeated([&] { /* a fresh backend: the schedule has its say in all of it */
                                    Backend fresh;
                                    OK(cuda_backend(&fresh, &m.model, dtype, 1, lean));
                                    OK(fresh.gradient(fresh.self, tokens.data(), targets.data(), batch, len, 0.5));
@@ -927,13 +928,13 @@ static void test_model(const char *name, Config config, const char *dtype, int b
             CHECK(r[0] == first_grads);
             continue;
         }
-        first_grads = r[0];
         for (int i = 0; i < 2; i++) {
             OK(m.gpu.gradient(m.gpu.self, tokens.data(), targets.data(), batch, len, 0.5));
             OK(m.cpu.gradient(m.cpu.self, tokens.data(), targets.data(), batch, len, 0.5));
         }
         Doubles grads = m.grads(), expected(m.twin_grads(), m.twin_grads() + m.model.n_param);
-        CHECK(grads == first_grads);
+        CHECK(brief || grads == r[0]);
+        first_grads = grads;
         for (int i = 0; i < m.model.n_tensor; i++) {
             std::string gradient = std::string("gradient of ") + m.model.tensor[i].name;
             agree(__FILE__, __LINE__, gradient.c_str(), m.tensor(grads, i), m.tensor(expected, i), a.in_rms,
@@ -1408,7 +1409,7 @@ static void test_constants(const char *dtype) {
     for (int which = 1; which < 8; which++) {
         char name[32];
         snprintf(name, sizeof name, "constants %d", which);
-        if (brief && which < 6 && strcmp(dtype, "bf16") == 0) continue;
+        if (brief && (which % 2 || strcmp(dtype, "bf16") == 0) && which < 7) continue;
         if (which > 5) test_model(name, constant(SMALL, which), dtype, 2, 64);
         if (which < 7) test_model(name, constant(ODD, which), dtype, 2, 33);
         test_generate(name, constant(SMALL, which), dtype, which > 3 ? 1 : 7, 6, 0);
@@ -1435,7 +1436,7 @@ static void test_models() {
         test_model("states", STATES, dtype, 1, 40);
         test_model("many", MANY, dtype, 2, 9);
         test_model("small", SMALL, dtype, 5, 1);
-        test_resume(dtype, 1);
+        if (!brief) test_resume(dtype, 1);
         for (int streams : {1, 8, 64}) {
             if (brief && streams > 8) continue;
             test_generate("small", SMALL, dtype, streams, streams > 8 ? 4 : 12, 0);
@@ -1487,10 +1488,11 @@ static void test_models() {
     if (!brief) test_sampling(100000, 1, 0, 1, 1, 0); /* more than all threads fetch at once */
 #ifdef CUDA_ON_CPU
     int multiprocessors = cuda_on_cpu::device.multiprocessors;
-    cuda_on_cpu::device.multiprocessors = 200; /* so many blocks that some have no channels, or lanes add two packs */
+    /* So many blocks that some have no channels, or lanes add two packs; too many to run at the same time. */
+    cuda_on_cpu::device.multiprocessors = 200, cuda_on_cpu::meeting = false;
     test_generate("wide, many blocks", WIDE, "fp32", 2, 3, 0, 1);
     test_generate("long, many blocks", LONG, "bf16", 1, 3, 0, 1);
-    cuda_on_cpu::device.multiprocessors = multiprocessors;
+    cuda_on_cpu::device.multiprocessors = multiprocessors, cuda_on_cpu::meeting = true;
     cuda_on_cpu::lazy = true; /* the host does not read what is still on its way */
     test_model("small, lazily", SMALL, "fp32", 2, 33);
     test_model("constants, lazily", constant(SMALL, 7), "fp32", 2, 33);

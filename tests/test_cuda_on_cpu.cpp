@@ -526,6 +526,52 @@ static void test_missing_barriers() {
     set_schedule(0);
 }
 
+/* Blocks that hand each other numbers, each through all the others, and reuse the memory that it was read from. */
+template <bool BARRIER> static __global__ void relay(int *places) {
+    __shared__ int read[64];
+    int n = gridDim.x, i = threadIdx.x;
+    for (int round = 0; round < 3; round++) {
+        int *from = &places[round * n * 64], *to = from + n * 64, b = (blockIdx.x + 1) % n;
+        while (from[b * 64 + i] == -1) cpu::wait_for(&from[b * 64 + i]);
+        read[i] = from[b * 64 + i];
+        __syncthreads();
+        __stcg(&to[blockIdx.x * 64 + i], read[63 - i] + 1);
+        if (BARRIER) __syncthreads();
+    }
+}
+
+static void test_together() {
+    const int n = 5;
+    if (!cpu::blocks_meet()) return;
+    for (int s = 0; s < n_schedule; s++) {
+        Array<int> places(4 * n * 64);
+        int wrong = 0;
+        set_schedule(s);
+        for (int barrier = 0; barrier < 2; barrier++) {
+            wrong = 0;
+            for (int i = 0; i < 4 * n * 64; i++) places.host[i] = i < n * 64 ? i : -1;
+            places.upload();
+            auto kernel = barrier ? relay<true> : relay<false>;
+            CHECK(launch_together(kernel, n, 64, 0, nullptr, places.device) == cudaSuccess);
+            places.download();
+            for (int b = 0; b < n; b++)
+                for (int i = 0; i < 64; i++)
+                    wrong += places.host[(3 * n + b) * 64 + i] != (b + 3) % n * 64 + 63 - i + 3;
+            CHECK(barrier ? wrong == 0 : wrong > 0 || s > 1);
+        }
+        cpu::verbose = false; /* nobody gives the first numbers */
+        CHECK(cudaMemset(places.device, 0xff, places.bytes()) == cudaSuccess);
+        CHECK(launch_together(relay<true>, n, 64, 0, nullptr, places.device) == cudaErrorLaunchFailure);
+        CHECK(reported("what no block gives"));
+        CHECK(cudaDeviceSynchronize() == cudaErrorLaunchFailure);
+        CHECK(launch_together(relay<true>, 1000, 64, 0, nullptr, places.device) == cudaErrorInvalidConfiguration);
+        CHECK(launch(indices, 1, 64, 0, nullptr, places.device) == cudaSuccess); /* and life goes on */
+        cpu::verbose = true;
+        cudaGetLastError();
+    }
+    set_schedule(0);
+}
+
 static void test_poison() {
     Array<float> out(6);
     CHECK(cudaMemset(out.device, 0, out.bytes()) == cudaSuccess);
@@ -552,6 +598,7 @@ int main() {
         test_wrong_kernels();
     }
     test_missing_barriers();
+    test_together();
     test_poison();
     test_lazy();
     test_memory();
