@@ -300,6 +300,11 @@ template <class T> static void test_rmsnorm(int rows, int dim, int with) {
     OK(rmsnorm_backward(static_cast<Gpu<T> *>(&gpu), dw_d.device, dy_d.device, normed, r_d.device, w_d.device, rows,
                         0));
     AGREE(dx_d.get(), set, GRADIENT);
+    gpu.dx = with ? out_d.device : x_d.device, gpu.dbranch = dy_d.device; /* in place */
+    OK(rmsnorm_backward(static_cast<Gpu<T> *>(&gpu), dw_d.device, dy_d.device, gpu.dx, r_d.device, w_d.device, rows,
+                        0));
+    AGREE(device_values(gpu.dx, n), set, GRADIENT);
+    AGREE_AS(T, dy_d.get(), set, GRADIENT);
     y_d.set(branch);
     CHECK(launch(add_bias_kernel<T>, dim3(3), dim3(256), 0, gpu.stream, y_d.device, bias_d.device, (size_t)rows, dim) ==
           cudaSuccess);
