@@ -37,8 +37,8 @@ static double now() {
     return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
-/* Microseconds from before `launch` to its end on the device, once it has done nothing else for a while: after idle
-   time, or after work that draws more power, clocks and times change for some milliseconds. */
+/* Microseconds from before `launch` to its end on the device, once it has done nothing else for a while: in the
+   first milliseconds after other work a kernel that waits for memory takes longer. */
 template <class Launch> static double time_of_launch(Launch launch, int times = 15) {
     const double settled = now() + 0.05;
     cudaEvent_t begin, end;
