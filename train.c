@@ -1145,8 +1145,8 @@ static void print_start(const Run *r) {
     const Data *d = &r->data;
     size_t n = 0;
     for (int i = 0; i < r->model.n_tensor; i++) n += r->model.tensor[i].size;
-    printf("model: %d layers, d_model %d, d_state %d, vocabulary %d: %zu parameters, on %s\n", c->n_layer, c->d_model,
-           c->d_state, c->vocab_size, n, r->backend.description);
+    printf("model: %d layer%s, d_model %d, d_state %d, vocabulary %d: %zu parameters, on %s\n", c->n_layer,
+           c->n_layer == 1 ? "" : "s", c->d_model, c->d_state, c->vocab_size, n, r->backend.description);
     if (has_constants(c))
         printf("constant: %s%s%s\n", c->constant_delta ? "delta " : "", c->constant_B ? "B " : "",
                c->constant_C ? "C" : "");
