@@ -11,7 +11,7 @@
 #     DEVICE=cpu     not the GPU
 #     SEEDS="1 2"    only these, or others
 #     JOBS=N         runs side by side; else eight on each GPU, or one on each core. Those on a GPU take turns, unless
-#                    nvidia-cuda-mps-control -d was started before: then they run at once, several times as fast
+#                    nvidia-cuda-mps-control -d was started before: then they run at once
 #     CUDA_VISIBLE_DEVICES=0,2    on these GPUs
 #
 # SPDX-License-Identifier: MIT
