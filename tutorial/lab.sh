@@ -11,7 +11,7 @@
 #     DEVICE=cpu     not the GPU
 #     SEEDS="1 2"    only these, or others
 #     JOBS=N         runs side by side; else eight on each GPU, or one on each core. Those on a GPU take turns, unless
-#                    nvidia-cuda-mps-control -d was started before: then they run at once, several times as fast
+#                    nvidia-cuda-mps-control -d was started before: then they run at once
 #     CUDA_VISIBLE_DEVICES=0,2    on these GPUs
 #
 # SPDX-License-Identifier: MIT
@@ -76,9 +76,9 @@ induction --len 16384 --batch 2 --steps 3200 $induction;induction --len 131072 -
     done
     recall="--lr 0.005 $adam --eval-tokens 8192 --eval-every 2000 --log-every 2000"
     for of in 64 16 8 4 2 1 none; do
-        model="--d-state $of"
-        if [ $of = none ]; then model="--selective none"; fi
-        for seed in ${SEEDS:-1 2 3}; do
+        model="--d-state $of" seeds="1 2 3"
+        if [ $of = none ]; then model="--selective none" seeds="1 2"; fi
+        for seed in ${SEEDS:-$seeds}; do
             echo "recall-$of-$seed|recall --d-model 64 $model --vocab-size 256 --len 16 --items 2 --batch 32\
  --steps 5000 --lr-min 0.005 $recall;recall --len 16 --items 4 --batch 64 --steps 8000 $recall;\
 recall --len 32 --items 8 --batch 64 --steps 10000 $recall;recall --len 64 --items 16 --batch 64 --steps 10000 $recall;\
