@@ -6,14 +6,43 @@
 
    Letters and shapes are those of mamba.c, which this file includes: config, parameter table, initialisation, sampler's
    settings, tokenizer and files are shared, and so the binary holds the reference that the kernels are compared with.
+   Above each kernel: which loop of mamba.c became the grid, what a thread holds, what is reduced and how. Sections 3
+   and 5 have, in this order,
+
+      for mamba.c's                                  these kernels
+      bias_backward                                  bias_backward_kernel, add_parts_kernel
+      embedding_forward                              embedding_kernel
+      embedding_backward                             embedding_fold_kernel, embedding_backward_kernel
+      add_forward, rmsnorm_forward                   residual_rmsnorm_kernel
+      rmsnorm_backward                               rmsnorm_backward_kernel, add_parts_kernel
+      linear_forward, linear_backward                cuBLAS's, add_bias_kernel
+      conv_forward                                   conv_forward_kernel, conv_state_kernel
+      conv_backward                                  conv_backward_kernel, conv_gradients_kernel
+      delta_forward, scan_forward, gate_forward      scan_forward_kernel
+      gate_backward, scan_backward, delta_backward   scan_backward_kernel, scan_gradients_kernel
+      cross_entropy, head_loss                       cross_entropy_kernel, add_losses_kernel
+      norm_of, adamw_step                            squares_kernel, adamw_kernel; cast_kernel for the first weights
 
    T is the type of weights in matrix products and of activations: float, or bf16 with float master weights. Whatever is
    summed is summed in float: the residual stream, delta, h, norms, softmax, gradients of parameters, the optimiser.
    Activations are (batch, len, channels), channels contiguous, so a warp reads 32 neighbouring channels of one position
-   at a time and nothing is ever transposed. Sums over rows are taken in parts, then over the parts in a fixed order;
-   there is no atomic addition of floats, and two runs give the same bits.
+   at a time and nothing is ever transposed.
 
-   Above each kernel: which loop of mamba.c became the grid, what a thread holds, what is reduced and how. */
+   Two runs give the same bits. A sum of floats depends on its order, as each addition rounds. By atomic additions the
+   order would be that in which threads happen to come. Here it follows from their indices alone: a thread adds its own
+   terms, a warp or a block adds its threads' sums in a fixed tree, and what several blocks have are parts, written to a
+   place each, that the next kernel adds from the first to the last.
+
+   Words that are used all over, besides those of CUDA:
+
+      part            a partial sum in global memory, see above
+      four            four neighbouring elements of a row, which a thread moves at once: 16 bytes, or 8 of bf16
+      FAST            form of a kernel for the usual shapes: rows begin, and end, at multiples of what is moved at once
+      chunk           positions of a sequence that one block walks. mamba.c's SCAN_CHUNK is another thing, here TILE:
+      tile            32 positions, which the scan has in shared memory at a time; h is kept before each
+      slice           16 states, which is what a launch of the scan takes; most models have no more
+      launch_bounds   a block's threads at most; then, how many blocks are to fit on a multiprocessor at a time, for which
+                      the compiler limits the registers of a thread */
 
 #ifdef CUDA_ON_CPU
 #include "tests/cuda_on_cpu.h" /* the kernels without a GPU: see there */
@@ -28,16 +57,17 @@ char error_message[1024]; /* of this object and of the program that it is linked
 #endif
 
 #ifndef CUDA_ON_CPU
+/* A function for kernel<<<...>>>(args), so that tests/cuda_on_cpu.h can have one of its own. */
 template <class... P, class... A> static cudaError_t launch(void (*kernel)(P...), dim3 grid, dim3 block,
                                                             size_t shared_bytes, cudaStream_t stream, A... args) {
     kernel<<<grid, block, shared_bytes, stream>>>(args...);
     return cudaGetLastError();
 }
 
-/* A kernel launched early may start while the ones ahead of it in the stream still run (programmatic dependent launch,
-   from compute capability 9.0 on): until wait_for_previous() it must touch nothing that the kernel
-   ahead writes. Of one launched together, all blocks are on the GPU at the same time (a cooperative launch), and
-   one may wait for what another computes; it may start early, too. */
+/* Two special launches, for section 6. A kernel launched early may start while the ones ahead of it in the stream still
+   run (programmatic dependent launch, from compute capability 9.0 on): until wait_for_previous() it must touch nothing
+   that the kernel ahead writes. Of one launched together, all blocks are on the GPU at the same time (a cooperative
+   launch), and one may wait for what another computes; it may start early, too. BLOCKS_MEET: are they? */
 constexpr bool BLOCKS_MEET = true;
 
 template <bool TOGETHER, class... P, class... A>
@@ -110,8 +140,8 @@ static __device__ __forceinline__ void store(bf16 *p, float v) { *p = __float2bf
 /* N neighbours, moved by one instruction where they are 16 bytes or less. */
 template <class T, int N> struct alignas(N * sizeof(T)) Pack { T v[N]; };
 
-/* N elements of a row of which only `have` exist, the others being `fill`. aligned: every row begins at a multiple of
- * N. */
+/* v = N elements of a row, in float, of which only the first `have` exist, the others being `fill`. aligned: rows begin
+   at multiples of N and are multiples of N long, so that where one element exists all N do. */
 template <int N, class T>
 static __device__ __forceinline__ void load_pack(float *v, const T *p, int have, bool aligned, float fill = 0) {
     if (aligned) {
@@ -130,7 +160,7 @@ static __device__ __forceinline__ void store_pack(T *p, const float *v, int have
         for (int i = 0; i < N && i < have; i++) p[i] = pack.v[i];
 }
 
-/* One allocation on the device, cut into arrays. A first pass with base NULL counts. */
+/* One allocation on the device, cut into arrays in the order of take(). A first pass with base NULL only counts. */
 typedef struct {
     char *base;
     size_t bytes;
@@ -145,7 +175,7 @@ template <class T> static void take(Arena *arena, T **field, size_t n) {
    read from device memory. */
 typedef struct {
     float scale; /* of the loss's gradient, over the number of targets */
-    float beta1, beta2, rest1, rest2; /* rest1 = 1 - beta1, which loses digits in float */
+    float beta1, beta2, rest1, rest2; /* rest1 = 1 - beta1, taken in double: in float the difference loses digits */
     float eps, weight_decay, clip, lr, unbias1, unbias2;
 } StepArgs;
 
@@ -160,8 +190,10 @@ typedef struct {
     int top_k, n_vocab, banned, window, n_history, n_out;
 } GpuSampler;
 
-/* What a block's forward leaves for its backward; see BlockActs of mamba.c. dt, before dt_bias and softplus, is not kept
-   but computed again from dbc: all blocks share one. In lean mode that is so of normed and u, too. */
+/* What a block's forward leaves for its backward; see BlockActs of mamba.c. kept: h before every tile, see Scan. dbc:
+   what x_proj makes, the columns of dt, B and C, see dbc_columns. dt, widened by dt_proj but before dt_bias and
+   softplus, is not kept but computed again from dbc: all blocks share one. In lean mode that is so of normed and u,
+   too. */
 template <class T> struct GpuBlockActs {
     float *input, *r, *kept;
     T *normed, *xz, *u, *dbc, *dt, *gated;
@@ -174,8 +206,7 @@ template <class T> struct Gpu {
     cublasHandle_t blas;
     void *blas_workspace, *parameter_memory, *acts_memory, *stream_memory;
 
-    float *weights, *grads, *moment1,
-        *moment2; /* flat, as the table says; the last three NULL where it does not train */
+    float *weights, *grads, *moment1, *moment2; /* flat, as the table says; the last three NULL if it does not train */
     T *compute; /* the weights in T, for matrix products; the weights themselves where T is float */
     unsigned char *decay; /* (n_param / 16): does weight decay apply to these 16? Offsets are multiples of 16 */
     Params w, g;
@@ -184,13 +215,14 @@ template <class T> struct Gpu {
 
     int batch, len, train; /* what the activations are laid out for */
     GpuBlockActs<T> *block; /* (n_layer); where it does not train all share one layer's memory */
-    float *x, *dx, *r, *losses, *parts;
-    int *correct;
-    T *normed, *branch, *logits, *dbranch, *dnormed, *dgated, *dxz, *du, *ddt, *ddbc;
-    float *scan_scratch;
-    int head_rows; /* rows of logits at a time */
-    int *tokens, *targets, *order,
-        *segment; /* order: rows sorted by token; segment: where each token's rows begin there */
+    float *x, *dx, *r; /* the residual stream behind the last block, its gradient, and its 1 / rms */
+    float *losses, *parts; /* of each row; of gradients, see bias_backward */
+    int *correct; /* of each row: is the target's logit the largest? */
+    T *normed, *branch, *logits; /* what the head reads; what a block adds to the stream; of head_rows rows at a time */
+    T *dbranch, *dnormed, *dgated, *dxz, *du, *ddt, *ddbc; /* one block's at a time */
+    float *scan_scratch; /* of the convolution, too */
+    int head_rows;
+    int *tokens, *targets, *order, *segment; /* order: rows by token; segment: where in it each token's begin */
     int *host_ids; /* staging for the four, and counts of tokens */
 
     int streams; /* decoding: see STATE in mamba.c */
@@ -207,7 +239,10 @@ template <class T> struct Gpu {
 
 /* 3. LAYERS ==================================================================================================== */
 
-/* Sum over a warp, or over each LANES of one; every lane gets it. */
+/* First come tools: sums over the threads of a warp and of a block.
+
+   Sum over a warp, or over each LANES neighbours of one. In each round a lane adds the value of the lane whose number
+   differs from its own in one bit. Both do the same addition, so every lane gets the sum, and all get the same bits. */
 template <int LANES = 32> static __device__ __forceinline__ float warp_sum(float v) {
     for (int lanes = LANES / 2; lanes > 0; lanes /= 2) v += __shfl_xor_sync(0xffffffffu, v, lanes);
     return v;
@@ -234,7 +269,7 @@ static __device__ __forceinline__ float sum_of_four(const float *v) {
     return sum;
 }
 
-/* Sum over a block of up to 1024 threads, in a fixed order; every thread gets it. */
+/* Sum over a block of up to 1024 threads; every thread gets it. Each warp adds up the sums of all warps. */
 static __device__ float block_sum(float v) {
     __shared__ float warp[32];
     int lane = threadIdx.x % 32, n_warps = blockDim.x / 32;
@@ -255,88 +290,94 @@ template <class V> static __device__ V block_max(V v) {
     return warp_max(warp[lane < n_warps ? lane : 0]);
 }
 
-/* Sums over rows, for the gradients of vectors: parts[i][j] = sum over the i-th share of the rows of term(row, j).
-   The loop over columns became blockIdx.x and threadIdx.x, the loop over rows is shared by blockIdx.y and threadIdx.y.
- */
-constexpr int SUM_COLUMNS = 32, SUM_LANES = 8, SUM_PARTS = 64;
+/* bias_backward of mamba.c, and other sums over rows. The loop over columns is the grid in x, 32 of them for a block,
+   so that a warp reads neighbours; the loop over rows is shared by SUM_WARPS warps of a block and by the up to
+   SUM_PARTS blocks in y: parts[y][j] = sum of dy_j over that block's rows. */
+constexpr int SUM_COLUMNS = 32, SUM_WARPS = 8, SUM_PARTS = 64;
 
-template <class Term> static __global__ void __launch_bounds__(SUM_COLUMNS *SUM_LANES)
-    row_sums_kernel(float *parts, Term term, int rows, int dim) {
-    __shared__ float lane_sum[SUM_LANES][SUM_COLUMNS];
+template <class Y> static __global__ void __launch_bounds__(SUM_COLUMNS *SUM_WARPS)
+    bias_backward_kernel(float *parts, const Y *dy, size_t ld, int rows, int dim) {
+    __shared__ float of_warp[SUM_WARPS][SUM_COLUMNS];
     int j = blockIdx.x * SUM_COLUMNS + threadIdx.x;
     float sum = 0;
-    for (int row = blockIdx.y * SUM_LANES + threadIdx.y; j < dim && row < rows; row += gridDim.y * SUM_LANES)
-        sum += term(row, j);
-    lane_sum[threadIdx.y][threadIdx.x] = sum;
+    for (int row = blockIdx.y * SUM_WARPS + threadIdx.y; j < dim && row < rows; row += gridDim.y * SUM_WARPS)
+        sum += to_float(dy[row * ld + j]);
+    of_warp[threadIdx.y][threadIdx.x] = sum;
     __syncthreads();
     if (threadIdx.y == 0 && j < dim) {
-        for (int i = 1; i < SUM_LANES; i++) sum += lane_sum[i][threadIdx.x];
+        for (int i = 1; i < SUM_WARPS; i++) sum += of_warp[i][threadIdx.x];
         parts[(size_t)blockIdx.y * dim + j] = sum;
     }
 }
 
-/* out_j += sum_i parts[i][j], a block for eight columns, its rows of threads sharing the parts.     parts: (n, dim) */
+/* out_j += sum_i parts[i][j]. The loop over columns is the grid, but only 8 of them for a block, 32 bytes, the least
+   that memory gives: there are few columns, and so there are more blocks. Up to 128 threads share a column's parts, and
+   add up what they have by halves.     parts: (n, dim) */
 static __global__ void __launch_bounds__(1024) add_parts_kernel(float *out, const float *parts, int n, int dim) {
-    __shared__ float lane_sum[128][8];
+    __shared__ float share[128][8];
     int j = blockIdx.x * 8 + threadIdx.x;
     float sum = 0;
 #pragma unroll 8
     for (int i = threadIdx.y; i < n; i += blockDim.y) sum += j < dim ? parts[(size_t)i * dim + j] : 0;
-    lane_sum[threadIdx.y][threadIdx.x] = sum;
+    share[threadIdx.y][threadIdx.x] = sum;
     for (unsigned half = blockDim.y / 2; half > 0; half /= 2) {
         __syncthreads();
-        if (threadIdx.y < half) lane_sum[threadIdx.y][threadIdx.x] += lane_sum[threadIdx.y + half][threadIdx.x];
+        if (threadIdx.y < half) share[threadIdx.y][threadIdx.x] += share[threadIdx.y + half][threadIdx.x];
     }
-    if (threadIdx.y == 0 && j < dim) out[j] += lane_sum[0][threadIdx.x];
+    if (threadIdx.y == 0 && j < dim) out[j] += share[0][threadIdx.x];
 }
 
 template <class T> static int add_parts(Gpu<T> *gpu, float *out, const float *parts, int n, int dim) {
-    int lanes = 4;
-    while (lanes < 128 && 2 * lanes <= n) lanes *= 2;
-    CUDA(launch(add_parts_kernel, dim3(ceil_div(dim, 8)), dim3(8, lanes), 0, gpu->stream, out, parts, n, dim));
+    int shares = 4;
+    while (shares < 128 && 2 * shares <= n) shares *= 2;
+    CUDA(launch(add_parts_kernel, dim3(ceil_div(dim, 8)), dim3(8, shares), 0, gpu->stream, out, parts, n, dim));
     return 0;
 }
 
-/* out_j += sum over rows of term(row, j) */
-template <class T, class Term> static int row_sums(Gpu<T> *gpu, float *out, Term term, int rows, int dim) {
-    int n = min_int(SUM_PARTS, ceil_div(rows, SUM_LANES));
-    CUDA(launch(row_sums_kernel<Term>, dim3(ceil_div(dim, SUM_COLUMNS), n), dim3(SUM_COLUMNS, SUM_LANES), 0,
-                gpu->stream, gpu->parts, term, rows, dim));
-    return add_parts(gpu, out, gpu->parts, n, dim);
+/* dbias += the sum of dy over its rows.     dy: (rows, dim), rows ld apart */
+template <class T, class Y>
+static int bias_backward(Gpu<T> *gpu, float *dbias, const Y *dy, size_t ld, int rows, int dim) {
+    int n = min_int(SUM_PARTS, ceil_div(rows, SUM_WARPS));
+    CUDA(launch(bias_backward_kernel<Y>, dim3(ceil_div(dim, SUM_COLUMNS), n), dim3(SUM_COLUMNS, SUM_WARPS), 0,
+                gpu->stream, gpu->parts, dy, ld, rows, dim));
+    return add_parts(gpu, dbias, gpu->parts, n, dim);
 }
 
-/* Embedding: a block per row. */
+/* embedding_forward of mamba.c. The loop over rows is the grid; the threads of a block share the columns. */
 static __global__ void embedding_kernel(float *y, const float *W, const int *tokens, int d_model) {
     size_t row = blockIdx.x;
     for (int i = threadIdx.x; i < d_model; i += blockDim.x) y[row * d_model + i] = W[(size_t)tokens[row] * d_model + i];
 }
 
-/* dW[token] += the sum of dy over the rows that hold this token. Two threads must not add to the same place, so the
-   host sorts the rows by token, and a block has a token (x) and 32 fours of columns (y). As one token may have nearly
-   all rows, blocks of their own first sum every FOLD_ROWS neighbours in that order which hold the same token; the sum
-   takes the place of the first of them. */
+/* embedding_backward of mamba.c: dW[token] += the sum of dy over the rows that hold this token. There the grid could be
+   no more than the loop over columns, since two rows may hold the same token and must not add to one place at a time.
+   So the host sorts the rows by token, and a block has a token (x) and 32 fours of columns (y). As one token may have
+   nearly all rows, blocks of another kernel first sum every FOLD_ROWS neighbours in that order which hold the same
+   token; the sum takes the place of the first of them. */
 constexpr int FOLD_ROWS = 256;
 
 /* For each of a block's columns, four a thread, the sum of n rows of dy, the k-th being row_at(k). They are shared by
-   the SUM_LANES rows of threads; the first gets the sum. */
+   the SUM_WARPS warps; the first one gets the sum. */
 template <class RowAt> static __device__ __forceinline__
 void sum_rows(float *sum, const float *dy, int n, RowAt row_at, int j, int d_model) {
-    __shared__ float lane_sum[SUM_LANES][32][4];
+    __shared__ float of_warp[SUM_WARPS][32][4];
     bool aligned = d_model % 4 == 0;
     float v[4];
     for (int c = 0; c < 4; c++) sum[c] = 0;
 #pragma unroll 8
-    for (int k = threadIdx.y; k < (j < d_model ? n : 0); k += SUM_LANES) {
+    for (int k = threadIdx.y; k < (j < d_model ? n : 0); k += SUM_WARPS) {
         load_pack<4>(v, dy + (size_t)row_at(k) * d_model + j, d_model - j, aligned);
         for (int c = 0; c < 4; c++) sum[c] += v[c];
     }
-    for (int c = 0; c < 4; c++) lane_sum[threadIdx.y][threadIdx.x][c] = sum[c];
+    for (int c = 0; c < 4; c++) of_warp[threadIdx.y][threadIdx.x][c] = sum[c];
     __syncthreads();
-    for (int i = 1; threadIdx.y == 0 && i < min(SUM_LANES, n); i++)
-        for (int c = 0; c < 4; c++) sum[c] += lane_sum[i][threadIdx.x][c];
+    for (int i = 1; threadIdx.y == 0 && i < min(SUM_WARPS, n); i++)
+        for (int c = 0; c < 4; c++) sum[c] += of_warp[i][threadIdx.x][c];
 }
 
-static __global__ void __launch_bounds__(32 * SUM_LANES)
+/* The grid: every FOLD_ROWS neighbours in the order (x), 32 fours of columns (y). The order is sorted, so if the first
+   and the last of them hold the same token, all do. */
+static __global__ void __launch_bounds__(32 * SUM_WARPS)
     embedding_fold_kernel(float *dy, const int *tokens, const int *order, int d_model) {
     int first = blockIdx.x * FOLD_ROWS, j = (blockIdx.y * 32 + threadIdx.x) * 4;
     if (tokens[order[first]] != tokens[order[first + FOLD_ROWS - 1]]) return;
@@ -347,8 +388,8 @@ static __global__ void __launch_bounds__(32 * SUM_LANES)
 }
 
 /* segment: where the rows of the i-th token that occurs begin in order, -1 past the last. Of those, `alone` come before
-   the first multiple of FOLD_ROWS; `folded` are sums; the rest comes after these. */
-static __global__ void __launch_bounds__(32 * SUM_LANES)
+   the first multiple of FOLD_ROWS; then come `folded` sums, each in the place of FOLD_ROWS rows; then the rest. */
+static __global__ void __launch_bounds__(32 * SUM_WARPS)
     embedding_backward_kernel(float *dW, const float *dy, const int *tokens, const int *order, const int *segment,
                               int d_model) {
     int first = segment[blockIdx.x], j = (blockIdx.y * 32 + threadIdx.x) * 4, have = d_model - j;
@@ -358,7 +399,7 @@ static __global__ void __launch_bounds__(32 * SUM_LANES)
     bool aligned = d_model % 4 == 0;
     float sum[4], v[4], *to = dW + (size_t)tokens[order[first]] * d_model + j;
     auto row_at = [=](int k) {
-        int past = k - alone; /* a sum stands for FOLD_ROWS rows */
+        int past = k - alone;
         return order[first + k + max(0, min(past, folded)) * (FOLD_ROWS - 1)];
     };
     sum_rows(sum, dy, n, row_at, j, d_model);
@@ -371,31 +412,34 @@ static __global__ void __launch_bounds__(32 * SUM_LANES)
 /* order, segment: see sort_rows. dy is overwritten. */
 static int embedding_backward(float *dW, float *dy, const int *tokens, const int *order, const int *segment, int rows,
                               int vocab_size, int d_model, cudaStream_t stream) {
-    dim3 block(32, SUM_LANES);
+    dim3 block(32, SUM_WARPS);
     int fours = ceil_div(d_model, 128);
     if (rows >= FOLD_ROWS)
-        CUDA(launch(embedding_fold_kernel, dim3(rows / FOLD_ROWS, fours), block, 0, stream, dy, tokens, order, d_model));
+        CUDA(launch(embedding_fold_kernel, dim3(rows / FOLD_ROWS, fours), block, 0, stream, dy, tokens, order,
+                    d_model));
     CUDA(launch(embedding_backward_kernel, dim3(min_int(rows, vocab_size), fours), block, 0, stream, dW,
                 (const float *)dy, tokens, order, segment, d_model));
     return 0;
 }
 
-/* The residual connection and the RMSNorm behind it: out = x + branch + bias and y = out r w. A block per row, a thread
-   has FOURS times four columns at most. branch (and bias) may be NULL: then out is not written. */
+/* The residual connection and the RMSNorm behind it, add_forward and rmsnorm_forward of mamba.c: out = x + branch +
+   bias and y = out r w. The loop over rows is the grid; a thread has FOURS times four columns at most, in registers
+   between the sum of squares and the product with r, so that x is read once. branch (and bias) may be NULL: then out is
+   not written. */
 template <class T, int FOURS> static __global__ void __launch_bounds__(1024)
     residual_rmsnorm_kernel(T *y, float *r, float *out, const float *x, const T *branch, const float *bias,
                             const float *w, int dim, float eps) {
     size_t row = blockIdx.x;
     bool aligned = dim % 4 == 0;
-    float v[FOURS][4], more[4], sum = 0, scale;
+    float v[FOURS][4], other[4], sum = 0, scale;     /* v: out; other: branch, then w */
 #pragma unroll
     for (int k = 0; k < FOURS; k++) {
         int i = (threadIdx.x + k * blockDim.x) * 4, have = dim - i;
         if (have <= 0) break;
         load_pack<4>(v[k], x + row * dim + i, have, aligned);
         if (branch != NULL) {
-            load_pack<4>(more, branch + row * dim + i, have, aligned);
-            for (int c = 0; c < 4; c++) v[k][c] += more[c] + (bias != NULL && c < have ? bias[i + c] : 0);
+            load_pack<4>(other, branch + row * dim + i, have, aligned);
+            for (int c = 0; c < 4; c++) v[k][c] += other[c] + (bias != NULL && c < have ? bias[i + c] : 0);
             store_pack<4>(out + row * dim + i, v[k], have, aligned);
         }
         for (int c = 0; c < 4; c++) sum += v[k][c] * v[k][c];
@@ -406,22 +450,22 @@ template <class T, int FOURS> static __global__ void __launch_bounds__(1024)
     for (int k = 0; k < FOURS; k++) {
         int i = (threadIdx.x + k * blockDim.x) * 4, have = dim - i;
         if (have <= 0) break;
-        load_pack<4>(more, w + i, have, aligned);
-        for (int c = 0; c < 4; c++) v[k][c] *= scale * more[c];
+        load_pack<4>(other, w + i, have, aligned);
+        for (int c = 0; c < 4; c++) v[k][c] *= scale * other[c];
         store_pack<4>(y + row * dim + i, v[k], have, aligned);
     }
 }
 
-/* dx += r (dy w - x r^2 mean(dy w x)), also in T, for the matrix products of the block before. A block takes every
-   gridDim.x-th row, a thread the same columns of each, whose dw it sums: parts[block] = sum over the block's rows of dy
-   x r. add: 0 where dx is set rather than added to. */
+/* rmsnorm_backward of mamba.c: dx += r (dy w - x r^2 mean(dy w x)), also in T, for the matrix products of the block
+   before. The loop over rows is the grid, a block taking every gridDim.x-th; a thread has the same columns of each,
+   whose dw it sums: parts[block] = sum over the block's rows of dy x r. add: 0 where dx is set rather than added to. */
 template <class T, int FOURS> static __global__ void __launch_bounds__(1024)
     rmsnorm_backward_kernel(float *dx, T *dx_T, float *parts, const T *dy, const float *x, const float *r,
                             const float *w, int rows, int dim, int add) {
     bool aligned = dim % 4 == 0;
     float dw[FOURS][4] = {};
     for (int row = blockIdx.x; row < rows; row += gridDim.x) {
-        float g[FOURS][4], v[FOURS][4], d[4], sum = 0, scale = r[row], mean;
+        float g[FOURS][4], v[FOURS][4], d[4], sum = 0, scale = r[row], mean; /* g: dy w; v: x; d: w, then dx */
         size_t first = (size_t)row * dim;
 #pragma unroll
         for (int k = 0; k < FOURS; k++) {
@@ -455,12 +499,33 @@ template <class T, int FOURS> static __global__ void __launch_bounds__(1024)
     }
 }
 
-template <class T> struct BiasTerm { /* dbias_j = sum over rows of dy */
-    const T *dy;
-    size_t ld;
-    __device__ float operator()(int row, int j) const { return to_float(dy[row * ld + j]); }
-};
+constexpr int NORM_BLOCKS = 1024; /* at most so many share the rows of rmsnorm_backward_kernel */
 
+/* A thread for four columns, in whole warps; of more than 4096 columns, up to the 2^14 of config_check, each thread has
+   several fours. */
+static int norm_threads(int dim) { return min_int(1024, ceil_div(dim, 128) * 32); }
+
+template <class T> static int residual_rmsnorm(Gpu<T> *gpu, T *y, float *r, float *out, const float *x, const T *branch,
+                                               const float *bias, const float *w, int rows) {
+    const Config *c = &gpu->model.config;
+    CUDA(launch(c->d_model <= 4096 ? residual_rmsnorm_kernel<T, 1> : residual_rmsnorm_kernel<T, 4>, dim3(rows),
+                dim3(norm_threads(c->d_model)), 0, gpu->stream, y, r, out, x, branch, bias, w, c->d_model,
+                (float)c->norm_eps));
+    return 0;
+}
+
+/* gpu->dx (set, or added to), gpu->dbranch the same in T, dw */
+template <class T> static int rmsnorm_backward(Gpu<T> *gpu, float *dw, const T *dy, const float *x, const float *r,
+                                               const float *w, int rows, int add) {
+    int dim = gpu->model.config.d_model, blocks = min_int(rows, NORM_BLOCKS);
+    CUDA(launch(dim <= 4096 ? rmsnorm_backward_kernel<T, 1> : rmsnorm_backward_kernel<T, 4>, dim3(blocks),
+                dim3(norm_threads(dim)), 0, gpu->stream, gpu->dx, gpu->dbranch, gpu->parts, dy, x, r, w, rows, dim,
+                add));
+    return add_parts(gpu, dw, gpu->parts, blocks, dim);
+}
+
+/* y += bias, as linear_forward of mamba.c does. The loops over rows and columns are one loop here, which all threads of
+   the grid share, neighbours having neighbours. */
 template <class T> static __global__ void add_bias_kernel(T *y, const float *bias, size_t rows, int dim) {
     for (size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x; i < rows * dim; i += (size_t)gridDim.x * blockDim.x)
         store(&y[i], to_float(y[i]) + bias[i % dim]);
@@ -500,8 +565,10 @@ template <class T> static int linear_backward(Gpu<T> *gpu, T *dx, float *dW, con
     return gemm(gpu, CUBLAS_OP_N, CUBLAS_OP_T, in, out, rows, x, ldx, dy, (size_t)out, dW, (size_t)in, 1);
 }
 
-/* N neighbours, 16 bytes at most, as they lie in memory: moved by one instruction, and in whole words, as halves of a
-   word would be waited for one by one. */
+/* N neighbours, 16 bytes at most, as they lie in memory, moved by one instruction. This is for what is loaded long
+   before it is used. Unlike load_pack, which makes floats of what it loads and so waits for it, load_few (where it
+   is FAST) starts the load, and the wait is at unpack(). As words, since registers are words: bf16s would have to be
+   taken out of them at once. */
 template <int BYTES> struct Words;
 template <> struct Words<4> { typedef unsigned type; };
 template <> struct Words<8> { typedef uint2 type; };
@@ -530,7 +597,7 @@ template <int N> static __device__ __forceinline__ void pack(Few<bf16, N> *to, c
     }
 }
 
-/* N elements of a row of which n exist, zeros for the others. FAST: they are aligned, and exist as a whole or not. */
+/* N elements of a row of which n exist, zeros for the others. FAST: they are aligned, and all N exist or none. */
 template <int N, bool FAST, class T> static __device__ __forceinline__ Few<T, N> load_few(const T *p, int n) {
     Few<T, N> few = {};
     if (FAST) {
@@ -580,7 +647,7 @@ constexpr float LOG2_E = 1.44269504f, LN_2 = 0.69314718f;
 
 static __device__ __forceinline__ float sigmoid(float v) { return reciprocal(1.0f + exp2_fast(-LOG2_E * v)); }
 
-/* An element of a tensor whose rows are ld apart. */
+/* An element of a tensor whose rows are ld apart; one multiplication of 32 bits by 32, with a result of 64. */
 template <class T> static __device__ __forceinline__ T *element(T *p, unsigned row, int ld, int column) {
     return p + (size_t)row * (unsigned)ld + column;
 }
@@ -1499,21 +1566,6 @@ template <class T> static const T *in_T(const Gpu<T> *gpu, const float *paramete
 }
 template <class T> static const T *in_T(const Gpu<T> *gpu, Matrix parameter) { return in_T(gpu, parameter.full); }
 
-constexpr int NORM_BLOCKS = 1024; /* at most so many blocks share the rows of rmsnorm_backward */
-
-/* A thread for four columns; of more than 4096 columns, up to the 2^14 of config_check, each thread has several fours.
- */
-static int norm_threads(int dim) { return min_int(1024, ceil_div(dim, 128) * 32); }
-
-template <class T> static int residual_rmsnorm(Gpu<T> *gpu, T *y, float *r, float *out, const float *x, const T *branch,
-                                               const float *bias, const float *w, int rows) {
-    const Config *c = &gpu->model.config;
-    CUDA(launch(c->d_model <= 4096 ? residual_rmsnorm_kernel<T, 1> : residual_rmsnorm_kernel<T, 4>, dim3(rows),
-                dim3(norm_threads(c->d_model)), 0, gpu->stream, y, r, out, x, branch, bias, w, c->d_model,
-                (float)c->norm_eps));
-    return 0;
-}
-
 /* dbc and its gradient have columns of dt, B and C, as x_proj makes them. Where B or C is constant, its columns come
    behind those; they are for the gradient at each position, and the scan reads the parameter instead. A constant delta
    has no columns. */
@@ -1565,8 +1617,8 @@ template <class T> static int dbc_backward(Gpu<T> *gpu, const BlockParams *g, co
     const Config *c = &gpu->model.config;
     int E = c->d_inner, made = dbc_width(c), N = c->d_state;
     size_t W = dbc_columns(c);
-    if (c->constant_B) TRY(row_sums(gpu, g->B, BiasTerm<T>{gpu->ddbc + column_of_B(c), W}, rows, N));
-    if (c->constant_C) TRY(row_sums(gpu, g->C, BiasTerm<T>{gpu->ddbc + column_of_C(c), W}, rows, N));
+    if (c->constant_B) TRY(bias_backward(gpu, g->B, gpu->ddbc + column_of_B(c), W, rows, N));
+    if (c->constant_C) TRY(bias_backward(gpu, g->C, gpu->ddbc + column_of_C(c), W, rows, N));
     if (made == 0) return 0;
     TRY(gemm(gpu, CUBLAS_OP_N, CUBLAS_OP_N, E, rows, made, in_T(gpu, p->x_proj), (size_t)E, (const T *)gpu->ddbc, W,
              gpu->du, (size_t)E, 1));
@@ -1603,16 +1655,6 @@ template <class T> static int block_forward(Gpu<T> *gpu, const BlockParams *p, G
     return linear_forward(gpu, gpu->branch, k->gated, (size_t)E, in_T(gpu, p->out_proj), rows, E, c->d_model);
 }
 
-/* Backward of rmsnorm: gpu->dx (set, or added to), gpu->dbranch the same in T, dw. */
-template <class T> static int rmsnorm_backward(Gpu<T> *gpu, float *dw, const T *dy, const float *x, const float *r,
-                                               const float *w, int rows, int add) {
-    int dim = gpu->model.config.d_model, blocks = min_int(rows, NORM_BLOCKS);
-    CUDA(launch(dim <= 4096 ? rmsnorm_backward_kernel<T, 1> : rmsnorm_backward_kernel<T, 4>, dim3(blocks),
-                dim3(norm_threads(dim)), 0, gpu->stream, gpu->dx, gpu->dbranch, gpu->parts, dy, x, r, w, rows, dim,
-                add));
-    return add_parts(gpu, dw, gpu->parts, blocks, dim);
-}
-
 /* gpu->dx and dbranch come in as the gradient of the block's output, in float and in T, and leave as that of its input.
  */
 template <class T> static int block_backward(Gpu<T> *gpu, const BlockParams *g, const BlockParams *p,
@@ -1636,7 +1678,7 @@ template <class T> static int block_backward(Gpu<T> *gpu, const BlockParams *g, 
     TRY(dt_forward(gpu, p, k, rows));
     TRY(linear_backward(gpu, gpu->dgated, g->out_proj.full, gpu->dbranch, k->gated, E, in_T(gpu, p->out_proj), rows,
                         (int)E, D, 0));
-    if (g->out_bias != NULL) TRY(row_sums(gpu, g->out_bias, BiasTerm<float>{gpu->dx, (size_t)D}, rows, D));
+    if (g->out_bias != NULL) TRY(bias_backward(gpu, g->out_bias, gpu->dx, (size_t)D, rows, D));
     TRY(scan_backward(scan, scan_shape_of(c, batch, len, gpu->multiprocessors), gpu->stream));
     if (!c->constant_delta)
         TRY(linear_backward(gpu, gpu->ddbc, g->dt_proj.full, gpu->ddt, k->dbc, (size_t)W, in_T(gpu, p->dt_proj), rows,
@@ -1645,7 +1687,7 @@ template <class T> static int block_backward(Gpu<T> *gpu, const BlockParams *g, 
     TRY(conv_backward(conv, gpu->stream));
     TRY(linear_backward(gpu, gpu->dnormed, g->in_proj.full, gpu->dxz, k->normed, (size_t)D, in_T(gpu, p->in_proj), rows,
                         D, 2 * (int)E, 0));
-    if (g->in_bias != NULL) TRY(row_sums(gpu, g->in_bias, BiasTerm<T>{gpu->dxz, 2 * E}, rows, 2 * (int)E));
+    if (g->in_bias != NULL) TRY(bias_backward(gpu, g->in_bias, gpu->dxz, 2 * E, rows, 2 * (int)E));
     return rmsnorm_backward(gpu, g->norm, gpu->dnormed, k->input, k->r, p->norm, rows, 1);
 }
 /* gpu->normed = what the head reads, from gpu->tokens (batch, len). state: see mamba.c; NULL: zeros, not wanted. */
