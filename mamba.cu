@@ -31,7 +31,8 @@
    Two runs give the same bits. A sum of floats depends on its order, as each addition rounds. By atomic additions the
    order would be that in which threads happen to come. Here it follows from their indices alone: a thread adds its own
    terms, a warp or a block adds its threads' sums in a fixed tree, and what several blocks have are parts, written to a
-   place each, that the next kernel adds from the first to the last.
+   place each, that the next kernel adds in an order as fixed. (Another GPU may give other bits: the number of its
+   multiprocessors says how much is cut up.)
 
    Words that are used all over, besides those of CUDA:
 
@@ -41,7 +42,7 @@
       chunk           positions of a sequence that one block walks. mamba.c's SCAN_CHUNK is another thing, here TILE:
       tile            32 positions, which the scan has in shared memory at a time; h is kept before each
       slice           16 states, which is what a launch of the scan takes; most models have no more
-      launch_bounds   a block's threads at most; then, how many blocks are to fit on a multiprocessor at a time, for which
+      launch_bounds   a block's threads at most; then, how many blocks are to fit on a multiprocessor at a time, so that
                       the compiler limits the registers of a thread */
 
 #ifdef CUDA_ON_CPU
@@ -676,12 +677,12 @@ template <class T> struct Conv {
     int steps;                                    /* positions that a thread walks */
 };
 
-/* A thread has CONV_WIDTH channels, a warp 32 times as many; the CONV_WARPS warps of a block follow one another along
-   the sequence. */
+/* A thread has CONV_WIDTH channels, in bf16 a word, a warp 32 times as many; the CONV_WARPS warps of a block follow one
+   another along the sequence, each walking `steps` positions. A block's chunk is so CONV_WARPS * steps positions. */
 constexpr int CONV_WIDTH = 2, CONV_CHANNELS = 32 * CONV_WIDTH, CONV_WARPS = 4;
 
-/* Where a thread works: sequence; positions begin..end - 1; channels d..d + n - 1; part: which of the blocks that share
-   these channels. */
+/* Where a thread works: sequence; positions begin..end - 1; channels from d on, of which n still exist (all if that is
+   CONV_WIDTH or more, none if it is 0 or less); part: which of the blocks that share these channels. */
 struct ConvPlace { int b, begin, end, d, n, part; };
 template <class T> static __device__ __forceinline__ ConvPlace conv_place(const Conv<T> &s) {
     int groups = (s.d_inner + CONV_CHANNELS - 1) / CONV_CHANNELS;
@@ -724,8 +725,8 @@ void conv_weights(float (*w)[CONV_WIDTH], float *bias, const Conv<T> &s, const C
     }
 }
 
-/* conv_forward of mamba.c: a thread walks its positions with the last inputs in registers, and the next ROWS of them on
-   their way; the rest of the loops is the grid. */
+/* conv_forward of mamba.c. Its loop over sequences and blocks of channels, and chunks of the loop over t, are the grid.
+   A thread walks its positions, ROWS at a time, with the last inputs in registers and the next ROWS on their way. */
 template <class T, int TAPS, bool FAST>
 static __global__ void __launch_bounds__(32 * CONV_WARPS, FAST ? 8 : 1) conv_forward_kernel(Conv<T> s) {
     constexpr int ROWS = 8, BEFORE = TAPS - 1;
@@ -759,8 +760,8 @@ static __global__ void __launch_bounds__(32 * CONV_WARPS, FAST ? 8 : 1) conv_for
     }
 }
 
-/* The state is the last K - 1 of all inputs, those of the state before included. A thread has a channel of a
-   sequence. */
+/* The state that conv_forward of mamba.c leaves: the last K - 1 of all inputs, those of the state before included. A
+   thread has a channel of a sequence. A launch of its own, since it may write over what blocks above still read. */
 template <class T> static __global__ void __launch_bounds__(128) conv_state_kernel(Conv<T> s) {
     int d = blockIdx.x * 128 + threadIdx.x, b = blockIdx.y;
     if (d >= s.d_inner) return;
@@ -849,8 +850,8 @@ template <class T, int TAPS> static __global__ void __launch_bounds__(256) conv_
     else if (s.dbias != nullptr) s.dbias[d] += sum;
 }
 
-/* Positions that a thread walks: many, as it loads a few more than those, but not so many that a multiprocessor has
-   fewer than 20 warps. */
+/* Positions that a thread walks: many, as it loads K - 1 before its first, too, but not so many that a multiprocessor
+   has fewer than 20 warps. */
 static int conv_steps(int batch, int len, int d_inner, int multiprocessors) {
     int steps = 128;
     long warps_per_chunk = (long)batch * ceil_div(d_inner, CONV_CHANNELS);
@@ -936,7 +937,8 @@ template <class T> struct Scan {
     size_t ld_h;
     T *out;                                       /* y silu(z) */
     int ld_out;
-    float *checkpoints;                           /* h before every tile, for the backward pass; NULL: not wanted */
+    float *checkpoints;                           /* h before every tile, for the backward pass; NULL: not wanted.
+                                                     (batch, tiles, slices, d_inner, SCAN_STATES) */
     float *scratch;
     /* backward only */
     const T *d_out;
@@ -944,16 +946,25 @@ template <class T> struct Scan {
     int ld_d_out, ld_du, ld_ddt, ld_dz, ld_dbc;
     float *dA_log, *dD, *ddt_bias;                /* added to */
     /* filled in by the launchers */
-    int n_first, slices;                          /* a launch takes SCAN_STATES states from n_first on */
+    int n_first, slices;                          /* a slice of the states is SCAN_STATES of them, from n_first on */
     int chunks, chunk_len;                        /* len is cut into chunks that are walked at the same time */
-    float *chunk_delta, *chunk_end;               /* (batch, chunks, d_inner), (.., SCAN_STATES): scan_enter_chunk */
-    float *more;                                  /* (batch * len, d_inner, 1 or 3): sums over the launches before */
+    float *chunk_delta, *chunk_end;               /* (batch, chunks, d_inner), (.., SCAN_STATES): see chunk_end_at */
+    float *earlier;                               /* (batch * len, d_inner, 1 or 3): sums over n, of earlier slices */
     float *part_bc;                               /* (blocks, batch * len, 2, SCAN_STATES): shares of dB, dC */
     float *part_channels;                         /* (batch, chunks, d_inner * (SCAN_STATES + 2)): dA, dD, ddt_bias */
 };
 
-/* A launch takes SCAN_STATES states, a block 32 channels of one sequence, TILE positions at a time. Four lanes of a
-   warp share a channel and own four states each. */
+/* A launch takes a slice of SCAN_STATES states, a block 32 channels of one sequence, TILE positions at a time. Four
+   lanes of a warp share a channel and own four states each, in registers: of 1, 2, 4, 8 and 16 lanes, 4 were the
+   fastest on an H100. With fewer there are fewer warps to go on with while others wait; with more, more lanes repeat
+   what does not depend on the state. Warp w has
+
+       lanes       0 .. 7         8 .. 15        16 .. 23       24 .. 31
+       states      0 .. 3         4 .. 7         8 .. 11        12 .. 15
+       channels    8 w .. 8 w + 7 in each of the four
+
+   so a sum over states is one over lanes that differ in the bits 8 and 16, a sum over channels in the bits 1, 2 and 4.
+   To be moved, a tile of u is two fours of channels for each of the 128 threads, one of B is one four of states. */
 constexpr int SCAN_STATES = 16, SCAN_CHANNELS = 32, SCAN_WARPS = 4, SCAN_THREADS = 32 * SCAN_WARPS;
 constexpr int TILE = 32, GROUP = 8;               /* GROUP: positions for which the backward keeps h in registers */
 constexpr int FORWARD_BLOCKS = 4, BACKWARD_BLOCKS = 3;    /* blocks that a multiprocessor is meant to hold */
@@ -964,20 +975,23 @@ constexpr int FORWARD_BLOCKS = 4, BACKWARD_BLOCKS = 3;    /* blocks that a multi
    1. every chunk of positions alone, from h = 0: its end state is the b of its map, and its a is exp(A sum of delta);
    2. every chunk puts together the maps of the chunks before it, and so has the state that it begins with;
    3. every chunk again, from there, with all outputs.
-   Phase 1 is a kernel with SUMMARY set, the others one without; of a single chunk there is only phase 3. */
+   Phase 1 is a kernel with SUMMARY set, the others one without; of a single chunk there is only phase 3. The a and b of
+   this operator, called `then`, are those of one state of one channel. */
 struct Affine { float a, b; };
 static __device__ __forceinline__ Affine then(Affine first, Affine second) {
     return Affine{second.a * first.a, second.a * first.b + second.b};
 }
 
-/* Where a thread works. */
+/* Where a thread works. It has a place of each of three kinds: for walking through time, for moving tiles of channels
+   between global and shared memory, and for moving B and C. */
 struct ScanPlace {
     int b, block, chunk, begin, end;              /* sequence; block of channels; chunk of positions begin..end - 1 */
     int warp, lane, channel, d, n;                /* walking: a channel of the block, which is d; its states n..n + 3 */
     int t, c, n_channels;                         /* moving tiles: positions t and t + 16, channels c..c + 3 */
-    int bc_t, bc_n, n_states;                     /* moving B and C: position, states; n_: how many from there on */
-};
+    int bc_t, bc_n, n_states;                     /* moving B and C: position bc_t, states bc_n..bc_n + 3 */
+};                                                /* n_channels, n_states: how many there are from c, from bc_n on */
 
+/* Neighbouring blocks have neighbouring channels of the same positions, as they read the same B and C. */
 template <class T> static __device__ __forceinline__
 ScanPlace scan_place(const Scan<T> &s, int first_chunk, int chunks) {
     int blocks = (s.d_inner + SCAN_CHANNELS - 1) / SCAN_CHANNELS, i = threadIdx.x;
@@ -992,7 +1006,7 @@ ScanPlace scan_place(const Scan<T> &s, int first_chunk, int chunks) {
     return p;
 }
 
-/* A thread's share of the input of a tile, in registers, on its way from one memory to the other. */
+/* A thread's share of the input of a tile, in registers, on its way from global to shared memory. */
 template <class T> struct TileInput { Few<T, 4> u[2], dt[2], z[2], d_out[2], B, C; };
 
 /* Two rows of a tile, 16 positions apart; n and n_16: how many elements there are. */
@@ -1001,7 +1015,8 @@ void load_rows(Few<T, 4> *to, const T *p, int ld, int n, int n_16) {
     to[0] = load_few<4, FAST>(p, n), to[1] = load_few<4, FAST>(p + 16 * (ptrdiff_t)ld, n_16);
 }
 
-/* The tile at position `tile`; nothing from `end` on. WALK: what h needs, OUTPUT: what y needs, GRADIENT: d_out. */
+/* The tile that begins at position `tile`; nothing from `end` on. WALK: what h needs, OUTPUT:
+   what y needs, GRADIENT: d_out. */
 template <bool FAST, bool WALK, bool OUTPUT, bool GRADIENT, class T>
 static __device__ __forceinline__
 void load_tile(TileInput<T> *in, const Scan<T> &s, const ScanPlace &p, int tile, int end) {
@@ -1020,21 +1035,30 @@ static __device__ __forceinline__ void store_float4(float *to, const float *v) {
     *(float4 *)to = make_float4(v[0], v[1], v[2], v[3]);
 }
 
-/* Rows of channels in shared memory are padded against bank conflicts. delta and x = delta u lie side by side. */
-typedef float Plane[TILE][SCAN_CHANNELS + 8];
-typedef float2 Steps[TILE][SCAN_CHANNELS + 8];
-static __device__ __forceinline__ void store_steps(float2 *to, const float *delta, const float *x) {
-    *(float4 *)to = make_float4(delta[0], x[0], delta[1], x[1]);
-    *(float4 *)(to + 2) = make_float4(delta[2], x[2], delta[3], x[3]);
+/* A tile of 32 channels in shared memory, a row for each position, with 8 more that nobody uses. Shared memory is in 32
+   banks, word i in bank i % 32, and lanes that need different words of one bank wait for each other. A warp often needs
+   8 channels of 4 rows at once (the four lanes of a channel, a row each). Rows of 32 words would all begin in bank 0,
+   and four lanes would meet in each of 8 banks; rows of 40 begin in the banks 0, 8, 16 and 24, and no two lanes meet.
+
+   Steps: delta and delta u side by side. Nearly always a warp reads one row of it. */
+constexpr int PADDED = SCAN_CHANNELS + 8;
+typedef float Plane[TILE][PADDED];
+typedef float2 Steps[TILE][PADDED];
+static __device__ __forceinline__ void store_steps(float2 *to, const float *delta, const float *delta_u) {
+    *(float4 *)to = make_float4(delta[0], delta_u[0], delta[1], delta_u[1]);
+    *(float4 *)(to + 2) = make_float4(delta[2], delta_u[2], delta[3], delta_u[3]);
 }
 
+/* The map of a chunk, for each channel and state, has b = chunk_end and a = exp(A chunk_delta), from the sum of its
+   deltas. */
 template <class T> static __device__ __forceinline__
 float *chunk_end_at(const Scan<T> &s, const ScanPlace &p, int chunk) {
     return s.chunk_end + ((((size_t)p.b * s.chunks + chunk) * s.d_inner + p.d) * SCAN_STATES + p.n);
 }
 
 /* Phase 2: on h act the maps of the chunks from `from` on, in steps of `step`, up to the one before p.chunk. A known
-   state is the map h -> 0 h + state. */
+   state is the map h -> 0 h + state. h[i] is the state p.n + (i ^ order); order is 0 but in the backward pass, see
+   fold_swapped. */
 template <class T> static __device__ __forceinline__
 void scan_enter_chunk(float *h, const float *A, const Scan<T> &s, const ScanPlace &p, int from, int step, int order) {
     for (int k = from; k != p.chunk; k += step) {
@@ -1061,7 +1085,7 @@ float *checkpoint_at(const Scan<T> &s, const ScanPlace &p, int tile) {
 
 struct ForwardShared {
     Steps steps;
-    float y[TILE][4][SCAN_CHANNELS + 8];          /* of each of a channel's lanes */
+    float y[TILE][4][PADDED];                     /* of each of a channel's lanes */
     float B[TILE][SCAN_STATES], C[TILE][SCAN_STATES];
 };
 
@@ -1070,14 +1094,14 @@ template <bool SUMMARY, class T> static __device__ __forceinline__
 void forward_begin(ForwardShared &shared, const TileInput<T> &in, const float *bias, const ScanPlace &p, int tile) {
     for (int k = 0; k < 2; k++) {
         int t = p.t + 16 * k;
-        float delta[4], x[4], slope;
-        unpack(delta, in.dt[k]), unpack(x, in.u[k]);
+        float delta[4], delta_u[4], slope;
+        unpack(delta, in.dt[k]), unpack(delta_u, in.u[k]);
         for (int i = 0; i < 4; i++) {
             delta[i] = softplus(delta[i] + bias[i], &slope);
-            if (tile + t >= p.end) delta[i] = 0;  /* abar = 1, Bbar = 0 */
-            x[i] *= delta[i];
+            if (tile + t >= p.end) delta[i] = 0;  /* abar = 1, Bbar = 0: behind the end h stays as it is */
+            delta_u[i] *= delta[i];
         }
-        store_steps(&shared.steps[t][p.c], delta, x);
+        store_steps(&shared.steps[t][p.c], delta, delta_u);
     }
     unpack(&shared.B[p.bc_t][p.bc_n], in.B);
     if (!SUMMARY) unpack(&shared.C[p.bc_t][p.bc_n], in.C);
@@ -1098,17 +1122,17 @@ void forward_end(ForwardShared &shared, const Few<T, 4> *u, const Few<T, 4> *z, 
             for (int i = 0; i < 4; i++) y[i] += shared.y[t][lane][p.c + i];
         if (!FAST)
             for (int i = 0; i < 4 && i < n; i++) {
-                float *more = element(s.more, row + 16 * k, s.d_inner, d + i);
-                if (s.n_first > 0) y[i] += *more;
-                if (s.n_first + SCAN_STATES < s.d_state) *more = y[i];
+                float *earlier = element(s.earlier, row + 16 * k, s.d_inner, d + i);
+                if (s.n_first > 0) y[i] += *earlier;
+                if (s.n_first + SCAN_STATES < s.d_state) *earlier = y[i];
             }
         for (int i = 0; i < 4; i++) y[i] = (y[i] + D[i] * input[i]) * gate[i] * sigmoid(gate[i]);
         store_few<4, FAST>(out + k * 16 * (ptrdiff_t)s.ld_out, y, n);
     }
 }
 
-/* h becomes the state that p.chunk begins with. Phase 1 keeps h_first where phase 3 finds it, as the last chunk may
-   write h_last over it, and itself begins with 0. */
+/* h becomes the state that p.chunk begins with. Phase 1 begins with 0. It also keeps h_first where phase 3 finds it, as
+   there the last chunk may write h_last over it: in the last chunk's place of chunk_end, which phase 1 leaves free. */
 template <bool SUMMARY, class T> static __device__ __forceinline__
 void forward_enter(float *h, const float *A, const Scan<T> &s, const ScanPlace &p) {
     bool first = SUMMARY ? p.chunk == 0 : s.chunks == 1;
@@ -1124,11 +1148,12 @@ void forward_enter(float *h, const float *A, const Scan<T> &s, const ScanPlace &
     if (!SUMMARY) scan_enter_chunk(h, A, s, p, 0, 1, 0);
 }
 
-/* scan_forward of mamba.c. Its loops over b and d, and chunks of the loop over t, are the grid; the loop over n is four
-   lanes times four registers, which hold h. What all four lanes need of a tile of positions is computed once, with
-   neighbouring threads on neighbouring channels, and handed over in shared memory; what they have of y goes back the
-   same way and is added there. The next tile is on its way to registers meanwhile. SUMMARY: phase 1; z, C and y are not
-   touched. */
+/* delta_forward, scan_forward and gate_forward of mamba.c. Their loops over b and d, and chunks of the loop over t, are
+   the grid; the loop over n is four lanes times four registers, which hold h. What all four lanes need of a tile of
+   positions is computed once, with neighbouring threads on neighbouring channels, and handed over in shared memory;
+   what they have of y goes back the same way and is added there. The next tile is on its way to registers meanwhile.
+   Two barriers for a tile are enough: forward_end reads only y, which nobody writes before the next first barrier.
+   SUMMARY: phase 1, of all chunks but the last, behind which none comes; z, C and y are not touched. */
 template <class T, bool FAST, bool SUMMARY>
 static __global__ void __launch_bounds__(SCAN_THREADS, FORWARD_BLOCKS) scan_forward_kernel(Scan<T> s) {
     ForwardShared &shared = *dynamic_shared<ForwardShared>();
@@ -1144,7 +1169,7 @@ static __global__ void __launch_bounds__(SCAN_THREADS, FORWARD_BLOCKS) scan_forw
     TileInput<T> in;
     load_tile<FAST, true, !SUMMARY, false>(&in, s, p, p.begin, p.end);
     for (int tile = p.begin; tile < p.end; tile += TILE) {
-        Few<T, 4> u[2] = {in.u[0], in.u[1]}, z[2] = {in.z[0], in.z[1]};
+        Few<T, 4> u[2] = {in.u[0], in.u[1]}, z[2] = {in.z[0], in.z[1]}; /* for forward_end; in goes on */
         forward_begin<SUMMARY>(shared, in, bias, p, tile);
         if (!SUMMARY && s.checkpoints != nullptr && p.d < s.d_inner) store_float4(checkpoint_at(s, p, tile), h);
         __syncthreads();
@@ -1175,8 +1200,24 @@ static __global__ void __launch_bounds__(SCAN_THREADS, FORWARD_BLOCKS) scan_forw
         }
 }
 
-/* One step of a sum over lanes that differ in `bit`: of COUNT values a lane keeps the sums of half, the upper half
-   where its bit is set, and sends the others. After k steps, 2^k lanes hold the COUNT sums, COUNT / 2^k each. */
+/* The backward pass: gate_backward, scan_backward and delta_backward of mamba.c. With v = dt + dt_bias,
+       dy_t = dout_t silu(z_t),     dz_t = dout_t silu'(z_t) y_t,
+       g_t = dy_t C_t + abar_{t+1} g_{t+1},     q_t = g_t abar_t h_{t-1},
+       du_t = delta_t sum_n g_t B_t + D dy_t,     ddelta_t = sum_n (g_t B_t u_t + q_t A),
+       ddt_t = ddelta_t sigmoid(v_t),     dA = sum_t q_t delta_t,     dD = sum_t dy_t u_t,     ddt_bias = sum_t ddt_t,
+       dB_t = sum_d g_t delta_t u_t,     dC_t = sum_d dy_t h_t.
+   g is walked from the last position to the first, and needs h on the way, which is walked from the first to the last.
+   So h is computed again, twice: of a tile from its checkpoint, to keep it before every group of GROUP positions, in
+   shared memory (backward_keep_h); then of a group from there, to keep it and abar at every position, in registers
+   (backward_group). The groups of a tile, and the tiles, are walked from the last to the first. Sums over t are taken
+   on the way, in registers (Carry). Sums over n are over four registers and, by shuffles, over the four lanes of a
+   channel. Sums over d are, by shuffles, over the 8 channels of a warp, then over the warps when the tile is done
+   (backward_end), then over blocks in scan_gradients_kernel. */
+
+/* Sums over lanes, of several values at once. One round, over lanes that differ in `bit`: of COUNT values a lane keeps
+   the sums of half, the upper half where its bit is set, and sends the others. After k rounds, 2^k lanes hold the COUNT
+   sums, COUNT / 2^k each. warp_sum of each value would take COUNT shuffles in every round; this takes COUNT / 2 in the
+   first and half as many in each as in the one before. */
 template <int COUNT> static __device__ __forceinline__ void fold(float *v, int bit) {
     bool upper = threadIdx.x & bit;
     for (int i = 0; i < COUNT / 2; i++) {
@@ -1185,12 +1226,15 @@ template <int COUNT> static __device__ __forceinline__ void fold(float *v, int b
     }
 }
 
-/* The same where lanes whose bit is set have the halves the other way round: then every lane keeps its lower one. */
+/* The same where lanes whose bit is set have the halves the other way round: then every lane keeps its lower one, and
+   need not choose. For that the lanes of the FAST form hold their four states in different orders, i ^ order for i =
+   0..3, where order = lane % 8 / 2: halves are swapped where bit 4 of the lane is set, neighbours where bit 2 is. B and
+   C are in shared memory in all four orders. */
 template <int COUNT> static __device__ __forceinline__ void fold_swapped(float *v, int bit) {
     for (int i = 0; i < COUNT / 2; i++) v[i] += __shfl_xor_sync(~0u, v[i + COUNT / 2], bit);
 }
 
-/* Sums v[k], of four positions k, over the lanes of a channel: lane l gets position l / 8. */
+/* Sums of v[k] over the lanes of a channel, for four positions k at once: lane l gets that of position l / 8. */
 static __device__ __forceinline__ float sum_states(float *v) {
     fold<4>(v, 16);
     fold<2>(v, 8);
@@ -1200,14 +1244,16 @@ static __device__ __forceinline__ float sum_states(float *v) {
 template <int ORDERS> struct BackwardShared {
     Steps steps;                                  /* delta = softplus(v), v = dt + dt_bias; delta u */
     Plane dy;                                     /* d_out silu(z) */
-    Plane u, slope, dgate;                        /* u; slope of softplus at v; d_out silu'(z); later du, ddt, dz */
+    Plane u, slope, dgate;                        /* u; slope of softplus at v; d_out silu'(z); then du, ddt, dz */
     float B[TILE][4][ORDERS][4], C[TILE][4][ORDERS][4];   /* position, lane of a channel, order, state */
-    float4 h[TILE / GROUP][SCAN_THREADS];         /* before each group of positions */
+    float4 h[TILE / GROUP][SCAN_THREADS];         /* before each group of positions, every thread's own */
     float part[TILE][SCAN_WARPS][2][SCAN_STATES]; /* dB and dC, summed over the channels of a warp */
 };
 
-/* What a thread of the backward pass carries from position to position, in registers. */
-struct Carry { float A[4], next[4], dA[4], D, dD, dbias; }; /* next: abar g of t + 1 */
+/* What a thread of the backward pass carries from position to position, in registers. next: abar g of t + 1. dA is of
+   its four states; of dD and ddt_bias a channel's four lanes have a share each, as of every four positions each has
+   one. */
+struct Carry { float A[4], next[4], dA[4], D, dD, dbias; };
 
 /* Tile to shared memory: what the walk needs of every channel and position. */
 template <bool SUMMARY, int ORDERS, class T> static __device__ __forceinline__
@@ -1215,22 +1261,22 @@ void backward_begin(BackwardShared<ORDERS> &shared, const TileInput<T> &in, cons
                     int tile) {
     for (int k = 0; k < 2; k++) {
         int t = p.t + 16 * k;
-        float delta[4], slope[4], x[4], input[4] = {}, dy[4], dgate[4], gate[4];
+        float delta[4], slope[4], delta_u[4], u[4] = {}, dy[4], dgate[4], gate[4];
         unpack(delta, in.dt[k]), unpack(gate, in.z[k]), unpack(dy, in.d_out[k]);
-        if (!SUMMARY) unpack(input, in.u[k]);
+        if (!SUMMARY) unpack(u, in.u[k]);
         for (int i = 0; i < 4; i++) {
             float open = sigmoid(gate[i]);
             delta[i] = softplus(delta[i] + bias[i], &slope[i]);
             if (tile + t >= p.end) delta[i] = 0;
-            x[i] = delta[i] * input[i];
+            delta_u[i] = delta[i] * u[i];
             dy[i] *= open;
             dgate[i] = dy[i] + dy[i] * gate[i] * (1 - open);
             dy[i] *= gate[i];
         }
-        store_steps(&shared.steps[t][p.c], delta, x);
+        store_steps(&shared.steps[t][p.c], delta, delta_u);
         store_float4(&shared.dy[t][p.c], dy);
         if (SUMMARY) continue;
-        store_float4(&shared.u[t][p.c], input);
+        store_float4(&shared.u[t][p.c], u);
         store_float4(&shared.slope[t][p.c], slope);
         store_float4(&shared.dgate[t][p.c], dgate);
     }
@@ -1259,8 +1305,9 @@ void backward_keep_h(BackwardShared<ORDERS> &shared, const float *A, float4 chec
     }
 }
 
-/* GROUP positions: forwards to have h and abar of each in registers, then backwards. The sums over n, and over the
-   warp's channels, are taken for four positions at a time; then each lane finishes one of them. */
+/* GROUP positions: forwards to have h and abar of each in registers, then backwards, four positions at a time: the sums
+   over n are taken of all four together, and that leaves one position to each of a channel's four lanes. It finishes
+   du, ddt and dz of it, whose places in shared memory are those of what nobody else needs any more. */
 template <bool FAST, class T, int ORDERS> static __device__ __forceinline__
 void backward_group(BackwardShared<ORDERS> &shared, Carry &r, const Scan<T> &s, const ScanPlace &p, int tile, int group,
                     int order) {
@@ -1289,6 +1336,7 @@ void backward_group(BackwardShared<ORDERS> &shared, Carry &r, const Scan<T> &s, 
                 dB[k][i] = g * step.y, dC[k][i] = h_t[i] * dy;
                 r.dA[i] += q * step.x;
             }
+            /* over the channels of the warp, bit 4; then 2, and 1 */
             if (FAST) fold_swapped<4>(dB[k], 4), fold_swapped<4>(dC[k], 4);
             else fold<4>(dB[k], 4), fold<4>(dC[k], 4);
         }
@@ -1301,12 +1349,12 @@ void backward_group(BackwardShared<ORDERS> &shared, Carry &r, const Scan<T> &s, 
             fold<2>(both, 1);
             shared.part[group + four + k][p.warp][p.lane % 2][p.n + p.lane % 8 / 2] = both[0];
         }
-        int t = group + four + p.lane / 8, c = p.channel;
+        int t = group + four + p.lane / 8, c = p.channel; /* r.A is in units of log 2, and so is sum_qA */
         float gB = sum_states(sum_gB), qA = LN_2 * sum_states(sum_qA), y = sum_states(sum_y);
         if (!FAST && tile + t < p.end && p.d < s.d_inner) {
-            float *more = element(s.more, p.b * s.len + tile + t, 3 * s.d_inner, 3 * p.d);
-            if (s.n_first > 0) gB += more[0], qA += more[1], y += more[2];
-            if (s.n_first + SCAN_STATES < s.d_state) more[0] = gB, more[1] = qA, more[2] = y;
+            float *earlier = element(s.earlier, p.b * s.len + tile + t, 3 * s.d_inner, 3 * p.d);
+            if (s.n_first > 0) gB += earlier[0], qA += earlier[1], y += earlier[2];
+            if (s.n_first + SCAN_STATES < s.d_state) earlier[0] = gB, earlier[1] = qA, earlier[2] = y;
         }
         float dy = shared.dy[t][c], u = shared.u[t][c], ddt = (u * gB + qA) * shared.slope[t][c];
         shared.u[t][c] = shared.steps[t][c].x * gB + r.D * dy;
@@ -1337,17 +1385,11 @@ void backward_end(BackwardShared<ORDERS> &shared, const Scan<T> &s, const ScanPl
     }
 }
 
-/* scan_backward of mamba.c. The grid is the forward's; tiles, and in a tile groups of positions, are walked from the
-   last to the first. As there,
-       g_t = dy_t C_t + abar_{t+1} g_{t+1},     q_t = g_t abar_t h_{t-1},
-       du_t = delta_t sum_n g_t B_t + D dy_t,     ddelta_t = sum_n (g_t B_t u_t + q_t A),     dA = sum_t q_t delta_t,
-       dB_t = sum_d g_t delta_t u_t,     dC_t = sum_d dy_t h_t.
-   h is computed again: once from the tile's checkpoint, to keep it before every group (shared memory), then in each
-   group, to keep it and abar at every position (registers). Sums over n and over the channels of a warp are shuffles;
-   those over warps follow at the end of the tile, those over blocks in scan_gradients_kernel. FAST: lanes have their
-   four states in different orders, i ^ order for i = 0..3, such that fold_swapped will do for sums over channels; B and
-   C are stored in all four orders. SUMMARY: phase 1; abar g is what a chunk begins with and leaves, and the last chunk
-   is the first. */
+/* gate_backward, scan_backward and delta_backward of mamba.c, as told above fold. The loops that became the grid, and
+   what lanes and registers have, are the forward's; but chunks and tiles, and a tile's groups, come from the last to
+   the first. Over time this is a scan of the same form as the forward's, of next = abar g, which a chunk is given by
+   the one behind it and leaves to the one before it. SUMMARY: phase 1, of all chunks but the first; next is all it
+   walks. */
 template <class T, bool FAST, bool SUMMARY>
 static __global__ void __launch_bounds__(SCAN_THREADS, BACKWARD_BLOCKS) scan_backward_kernel(Scan<T> s) {
     constexpr int ORDERS = FAST ? 4 : 1;
@@ -1389,13 +1431,13 @@ static __global__ void __launch_bounds__(SCAN_THREADS, BACKWARD_BLOCKS) scan_bac
 #pragma unroll 1
             for (int group = TILE - GROUP; group >= 0; group -= GROUP)
                 backward_group<FAST>(shared, r, s, p, tile, group, order);
-            load(next, next_end);
+            load(next, next_end);                 /* not earlier: the groups need the registers */
             __syncthreads();
             backward_end<FAST>(shared, s, p, tile);
         }
         __syncthreads();
     }
-    for (int lanes = 16; lanes >= 8; lanes /= 2) {
+    for (int lanes = 16; lanes >= 8; lanes /= 2) { /* the four lanes of a channel */
         r.dD += __shfl_xor_sync(~0u, r.dD, lanes);
         r.dbias += __shfl_xor_sync(~0u, r.dbias, lanes);
     }
@@ -1414,8 +1456,9 @@ static __global__ void __launch_bounds__(SCAN_THREADS, BACKWARD_BLOCKS) scan_bac
     }
 }
 
-/* Sums what the blocks of scan_backward_kernel left, in a fixed order: dB and dC over channels; dA_log = A dA, dD and
-   ddt_bias over sequences and chunks. A thread has one element; blocks from bc_blocks on do the parameters. */
+/* scan_add_parts of mamba.c: adds what the blocks of scan_backward_kernel have left, each element by one thread, from
+   the first block to the last: dB and dC over blocks of channels; dA_log = A dA, dD and ddt_bias over sequences and
+   chunks. Blocks from bc_blocks on do the parameters. */
 template <class T> static __global__ void __launch_bounds__(256) scan_gradients_kernel(Scan<T> s, int bc_blocks) {
     size_t rows = (size_t)s.batch * s.len, i = (size_t)blockIdx.x * 256 + threadIdx.x;
     float sum = 0;
@@ -1446,10 +1489,10 @@ template <class T> static __global__ void __launch_bounds__(256) scan_gradients_
 /* How a scan is cut up: states into slices, len into chunks where batch and channels do not fill the device. */
 typedef struct { int slices, tiles, blocks, chunks, chunks_backward; } ScanShape;
 
-/* The number of chunks that takes least time. A multiprocessor gets `n` blocks and walks `resident` of them at a time;
-   k < resident take about (k + 0.6) / (resident + 0.6) of the time of that many. The summaries, of all chunks but one,
-   cost `summary` of the walk. */
-static int scan_chunks(long blocks, int tiles, int multiprocessors, int resident, double summary) {
+/* The number of chunks that takes least time, by estimate. A multiprocessor gets `n` blocks and walks `resident` of
+   them at a time; k < resident take about (k + 0.6) / (resident + 0.6) of the time of that many. The summaries, of all
+   chunks but one, cost `summary` of the walk. */
+static int best_chunks(long blocks, int tiles, int multiprocessors, int resident, double summary) {
     int best = 1;
     double least = 1e300;
     for (int chunks = 1; chunks <= 32 && (chunks == 1 || chunks * 4 <= tiles); chunks++) {
@@ -1465,8 +1508,8 @@ static ScanShape scan_shape(int batch, int len, int d_inner, int d_state, int mu
     multiprocessors = max(multiprocessors, 1);
     ScanShape shape = {ceil_div(d_state, SCAN_STATES), ceil_div(len, TILE), ceil_div(d_inner, SCAN_CHANNELS), 1, 1};
     long blocks = (long)batch * shape.blocks;
-    shape.chunks = scan_chunks(blocks, shape.tiles, multiprocessors, FORWARD_BLOCKS, 0.8);
-    shape.chunks_backward = scan_chunks(blocks, shape.tiles, multiprocessors, BACKWARD_BLOCKS, 0.25);
+    shape.chunks = best_chunks(blocks, shape.tiles, multiprocessors, FORWARD_BLOCKS, 0.8);
+    shape.chunks_backward = best_chunks(blocks, shape.tiles, multiprocessors, BACKWARD_BLOCKS, 0.25);
     return shape;
 }
 
@@ -1484,7 +1527,7 @@ template <class T> static size_t scan_prepare(Scan<T> *s, ScanShape shape, int b
     chunks = (size_t)s->batch * s->chunks;
     if (s->chunks > 1) s->chunk_delta = take(chunks * s->d_inner);
     if (s->chunks > 1) s->chunk_end = take(chunks * s->d_inner * SCAN_STATES);
-    if (s->slices > 1) s->more = take((backward ? 3 : 1) * rows * s->d_inner);
+    if (s->slices > 1) s->earlier = take((backward ? 3 : 1) * rows * s->d_inner);
     if (backward) s->part_bc = take(shape.blocks * rows * 2 * SCAN_STATES);
     if (backward) s->part_channels = take(chunks * s->d_inner * (SCAN_STATES + 2));
     return used;
@@ -1573,7 +1616,7 @@ static int dbc_columns(const Config *c) { return dt_width(c) + 2 * c->d_state; }
 static int column_of_B(const Config *c) { return dt_width(c) + (c->constant_B && !c->constant_C ? c->d_state : 0); }
 static int column_of_C(const Config *c) { return dt_width(c) + (c->constant_B && !c->constant_C ? 0 : c->d_state); }
 
-/* The convolution and the scan of a block as calls of section 3; the states of sequences are as in mamba.c. */
+/* The convolution and the scan of a block as calls of section 3. from, to: the states of sequences, as in mamba.c. */
 template <class T> static Conv<T> conv_of(Gpu<T> *gpu, const BlockParams *p, GpuBlockActs<T> *k, const float *from,
                                           float *to, size_t ldstate, int batch, int len) {
     const Config *c = &gpu->model.config;
@@ -1723,9 +1766,10 @@ template <class T> static int model_backward(Gpu<T> *gpu, int batch, int len) {
 
 /* 5. LOSS AND OPTIMISER ======================================================================================== */
 
-/* Cross entropy, a block per row: losses[row] = log(sum_j exp(logit_j)) - logit_target. Each thread carries the largest
-   logit it has seen and the sum of exp(logit - largest), so that one pass over the row is enough. Where gradient, the
-   logits become scale (softmax - one_hot). correct[row]: is the target's logit the largest? */
+/* cross_entropy of mamba.c: losses[row] = log(sum_j exp(logit_j)) - logit_target. The loop over rows is the grid, the
+   threads of a block share the loop over the vocabulary, 16 bytes at a time. Each carries the largest logit it has seen
+   and the sum of exp(logit - largest), scaled down when a larger one comes, so that one pass over the row is enough.
+   Where gradient, the logits become scale (softmax - one_hot). correct[row]: is the target's logit the largest? */
 template <class T> static __global__ void __launch_bounds__(1024)
     cross_entropy_kernel(T *logits, float *losses, int *correct, const int *targets, int vocab_size,
                          const StepArgs *args, int gradient) {
@@ -1735,12 +1779,12 @@ template <class T> static __global__ void __launch_bounds__(1024)
     int target = targets[blockIdx.x];
     float top = -INFINITY, sum = 0, row_top, row_sum, of_target = target >= 0 ? to_float(row[target]) : 0, share, v[N];
     for (int j = threadIdx.x * N; j < vocab_size; j += blockDim.x * N) {
-        float larger = top;
+        float now = top;
         load_pack<N>(v, row + j, vocab_size - j, aligned, -INFINITY);
-        for (int i = 0; i < N; i++) larger = fmaxf(larger, v[i]);
-        sum *= __expf(top - larger);
-        for (int i = 0; i < N; i++) sum += __expf(v[i] - larger);
-        top = larger;
+        for (int i = 0; i < N; i++) now = fmaxf(now, v[i]);
+        sum *= __expf(top - now);
+        for (int i = 0; i < N; i++) sum += __expf(v[i] - now);
+        top = now;
     }
     row_top = block_max(top);
     row_sum = block_sum(top == -INFINITY ? 0 : sum * __expf(top - row_top));
@@ -1757,12 +1801,12 @@ template <class T> static __global__ void __launch_bounds__(1024)
     }
 }
 
-/* About four packs of logits for each thread. */
+/* About four times 16 bytes of logits for each thread. */
 static int cross_entropy_threads(int vocab_size, size_t size) {
     return max(32, min_int(1024, ceil_div((long)vocab_size * size, 16 * 4 * 32) * 32));
 }
 
-/* *loss += scale times the sum of losses, by one block. */
+/* *loss += scale times the sum of losses: the loop over rows of head_loss, by one block, since it is one number. */
 static __global__ void add_losses_kernel(float *loss, const float *losses, int rows, const StepArgs *args) {
     float sum = 0;
     for (int i = threadIdx.x; i < rows; i += blockDim.x) sum += losses[i];
@@ -1792,7 +1836,8 @@ template <class T> static int head_loss(Gpu<T> *gpu, float *loss, int rows, int 
 
 constexpr int NORM_PARTS = 256, ADAMW_THREADS = NORM_PARTS; /* a thread for each part of the norm */
 
-/* parts[i] = the sum of squares of the i-th share of a flat array, whose length is a multiple of 16. */
+/* norm_of of mamba.c: parts[i] = the sum of squares of the i-th block's share of a flat array, whose length is a
+   multiple of 16. All threads of the grid share the loop, four elements at a time; adamw_kernel takes the root. */
 static __global__ void __launch_bounds__(1024) squares_kernel(float *parts, const float *v, size_t n) {
     float sum = 0;
 #pragma unroll 4
@@ -1804,8 +1849,9 @@ static __global__ void __launch_bounds__(1024) squares_kernel(float *parts, cons
     if (threadIdx.x == 0) parts[blockIdx.x] = sum;
 }
 
-/* AdamW over the flat arrays of all parameters (see adamw_step), with the copy in T and the cleared gradient; a thread
-   takes four elements at a time. Every block adds up the parts of the norm itself, in the same order. */
+/* adamw_step of mamba.c, with the copy in T and the cleared gradient. The loops over tensors and their elements are
+   one, over the flat arrays, which all threads of the grid share, four elements at a time. Every block adds up the
+   parts of the norm itself, by the same tree, so that all have the same bits. */
 template <class T> static __global__ void __launch_bounds__(ADAMW_THREADS)
     adamw_kernel(float *weights, T *compute, float *grads, float *moment1, float *moment2, const unsigned char *decay,
                  size_t n, float *norm, const float *parts, int n_parts, const StepArgs *args) {
@@ -1834,6 +1880,7 @@ template <class T> static __global__ void __launch_bounds__(ADAMW_THREADS)
     }
 }
 
+/* The weights in T, when a model is opened; later adamw_kernel sees to it. All threads of the grid share the loop. */
 template <class T> static __global__ void cast_kernel(T *out, const float *in, size_t n) {
     for (size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += (size_t)gridDim.x * blockDim.x)
         store(&out[i], in[i]);
