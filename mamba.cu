@@ -311,9 +311,9 @@ template <class Y> static __global__ void __launch_bounds__(SUM_COLUMNS *SUM_WAR
     }
 }
 
-/* out_j += sum_i parts[i][j]. The loop over columns is the grid, but only 8 of them for a block, 32 bytes, the least
-   that memory gives: there are few columns, and so there are more blocks. Up to 128 threads share a column's parts, and
-   add up what they have by halves.     parts: (n, dim) */
+/* out_j += sum_i parts[i][j]. The loop over columns is the grid, 8 of them for a block: with 32 there would be few
+   blocks, and fewer than 8, which are 32 bytes, would not be less to read. Up to 128 threads share a column's parts,
+   and add up what they have by halves.     parts: (n, dim) */
 static __global__ void __launch_bounds__(1024) add_parts_kernel(float *out, const float *parts, int n, int dim) {
     __shared__ float share[128][8];
     int j = blockIdx.x * 8 + threadIdx.x;
@@ -526,7 +526,7 @@ template <class T> static int rmsnorm_backward(Gpu<T> *gpu, float *dw, const T *
 }
 
 /* y += bias, as linear_forward of mamba.c does. The loops over rows and columns are one loop here, which all threads of
-   the grid share, neighbours having neighbours. */
+   the grid share, neighbouring threads having neighbouring elements. */
 template <class T> static __global__ void add_bias_kernel(T *y, const float *bias, size_t rows, int dim) {
     for (size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x; i < rows * dim; i += (size_t)gridDim.x * blockDim.x)
         store(&y[i], to_float(y[i]) + bias[i % dim]);
@@ -553,7 +553,7 @@ template <class T, class C> static int gemm(Gpu<T> *gpu, cublasOperation_t op_a,
     return 0;
 }
 
-/* y = x W^T.     x: (rows, in), row stride ldx; W: (out, in); y: (rows, out) */
+/* As in mamba.c, y = x W^T, but for the bias.     x: (rows, in), row stride ldx; W: (out, in); y: (rows, out) */
 template <class T, class C>
 static int linear_forward(Gpu<T> *gpu, C *y, const T *x, size_t ldx, const T *W, int rows, int in, int out) {
     return gemm(gpu, CUBLAS_OP_T, CUBLAS_OP_N, out, rows, in, W, (size_t)in, x, ldx, y, (size_t)out, 0);
@@ -567,9 +567,9 @@ template <class T> static int linear_backward(Gpu<T> *gpu, T *dx, float *dW, con
 }
 
 /* N neighbours, 16 bytes at most, as they lie in memory, moved by one instruction. This is for what is loaded long
-   before it is used. Unlike load_pack, which makes floats of what it loads and so waits for it, load_few (where it
-   is FAST) starts the load, and the wait is at unpack(). As words, since registers are words: bf16s would have to be
-   taken out of them at once. */
+   before it is used: load_pack makes floats of what it loads, and so waits for it; load_few (where it is FAST) only
+   starts the load, and the wait is at unpack(). Whole words are kept because registers are words: to take halves out of
+   one would be to wait for it. */
 template <int BYTES> struct Words;
 template <> struct Words<4> { typedef unsigned type; };
 template <> struct Words<8> { typedef uint2 type; };
@@ -967,7 +967,8 @@ template <class T> struct Scan {
    To be moved, a tile of u is two fours of channels for each of the 128 threads, one of B is one four of states. */
 constexpr int SCAN_STATES = 16, SCAN_CHANNELS = 32, SCAN_WARPS = 4, SCAN_THREADS = 32 * SCAN_WARPS;
 constexpr int TILE = 32, GROUP = 8;               /* GROUP: positions for which the backward keeps h in registers */
-constexpr int FORWARD_BLOCKS = 4, BACKWARD_BLOCKS = 3;    /* blocks that a multiprocessor is meant to hold */
+constexpr int FORWARD_BLOCKS = 4, BACKWARD_BLOCKS = 3;    /* that a multiprocessor is meant to hold: backward, FAST
+                                                     blocks have 70 KiB of shared memory each, of 227 on an H100 */
 
 /* Over time the scan is parallel where batch and channels do not fill the device. A step is a map h -> a h + b, and
    `first`, then `second`, is a map of the same form: this operator is associative, so neighbouring steps may be put
@@ -1245,7 +1246,7 @@ template <int ORDERS> struct BackwardShared {
     Steps steps;                                  /* delta = softplus(v), v = dt + dt_bias; delta u */
     Plane dy;                                     /* d_out silu(z) */
     Plane u, slope, dgate;                        /* u; slope of softplus at v; d_out silu'(z); then du, ddt, dz */
-    float B[TILE][4][ORDERS][4], C[TILE][4][ORDERS][4];   /* position, lane of a channel, order, state */
+    float B[TILE][4][ORDERS][4], C[TILE][4][ORDERS][4];   /* [t][j][order][i]: of the state 4 j + (i ^ order) */
     float4 h[TILE / GROUP][SCAN_THREADS];         /* before each group of positions, every thread's own */
     float part[TILE][SCAN_WARPS][2][SCAN_STATES]; /* dB and dC, summed over the channels of a warp */
 };
@@ -1307,7 +1308,7 @@ void backward_keep_h(BackwardShared<ORDERS> &shared, const float *A, float4 chec
 
 /* GROUP positions: forwards to have h and abar of each in registers, then backwards, four positions at a time: the sums
    over n are taken of all four together, and that leaves one position to each of a channel's four lanes. It finishes
-   du, ddt and dz of it, whose places in shared memory are those of what nobody else needs any more. */
+   du, ddt and dz of it (for dz y is computed again), and writes them over u, slope and dgate, which only it reads. */
 template <bool FAST, class T, int ORDERS> static __device__ __forceinline__
 void backward_group(BackwardShared<ORDERS> &shared, Carry &r, const Scan<T> &s, const ScanPlace &p, int tile, int group,
                     int order) {
@@ -1508,8 +1509,8 @@ static ScanShape scan_shape(int batch, int len, int d_inner, int d_state, int mu
     multiprocessors = max(multiprocessors, 1);
     ScanShape shape = {ceil_div(d_state, SCAN_STATES), ceil_div(len, TILE), ceil_div(d_inner, SCAN_CHANNELS), 1, 1};
     long blocks = (long)batch * shape.blocks;
-    shape.chunks = best_chunks(blocks, shape.tiles, multiprocessors, FORWARD_BLOCKS, 0.8);
-    shape.chunks_backward = best_chunks(blocks, shape.tiles, multiprocessors, BACKWARD_BLOCKS, 0.25);
+    shape.chunks = best_chunks(blocks, shape.tiles, multiprocessors, FORWARD_BLOCKS, 0.8); /* twice all but y */
+    shape.chunks_backward = best_chunks(blocks, shape.tiles, multiprocessors, BACKWARD_BLOCKS, 0.25); /* only g */
     return shape;
 }
 
@@ -1698,8 +1699,7 @@ template <class T> static int block_forward(Gpu<T> *gpu, const BlockParams *p, G
     return linear_forward(gpu, gpu->branch, k->gated, (size_t)E, in_T(gpu, p->out_proj), rows, E, c->d_model);
 }
 
-/* gpu->dx and dbranch come in as the gradient of the block's output, in float and in T, and leave as that of its input.
- */
+/* gpu->dx and dbranch come in as the gradient of the block's output, in float and in T, and leave as its input's. */
 template <class T> static int block_backward(Gpu<T> *gpu, const BlockParams *g, const BlockParams *p,
                                              GpuBlockActs<T> *k, int batch, int len) {
     const Config *c = &gpu->model.config;
