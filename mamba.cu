@@ -6,14 +6,44 @@
 
    Letters and shapes are those of mamba.c, which this file includes: config, parameter table, initialisation, sampler's
    settings, tokenizer and files are shared, and so the binary holds the reference that the kernels are compared with.
+   Above each kernel: which loop of mamba.c became the grid, what a thread holds, what is reduced and how. Sections 3
+   and 5 have, in this order,
+
+      for mamba.c's                                  these kernels
+      bias_backward                                  bias_backward_kernel, add_parts_kernel
+      embedding_forward                              embedding_kernel
+      embedding_backward                             embedding_fold_kernel, embedding_backward_kernel
+      add_forward, rmsnorm_forward                   residual_rmsnorm_kernel
+      rmsnorm_backward                               rmsnorm_backward_kernel, add_parts_kernel
+      linear_forward, linear_backward                cuBLAS's, add_bias_kernel
+      conv_forward                                   conv_forward_kernel, conv_state_kernel
+      conv_backward                                  conv_backward_kernel, conv_gradients_kernel
+      delta_forward, scan_forward, gate_forward      scan_forward_kernel
+      gate_backward, scan_backward, delta_backward   scan_backward_kernel, scan_gradients_kernel
+      cross_entropy, head_loss                       cross_entropy_kernel, add_losses_kernel
+      norm_of, adamw_step                            squares_kernel, adamw_kernel; cast_kernel for the first weights
 
    T is the type of weights in matrix products and of activations: float, or bf16 with float master weights. Whatever is
    summed is summed in float: the residual stream, delta, h, norms, softmax, gradients of parameters, the optimiser.
    Activations are (batch, len, channels), channels contiguous, so a warp reads 32 neighbouring channels of one position
-   at a time and nothing is ever transposed. Sums over rows are taken in parts, then over the parts in a fixed order;
-   there is no atomic addition of floats, and two runs give the same bits.
+   at a time and nothing is ever transposed.
 
-   Above each kernel: which loop of mamba.c became the grid, what a thread holds, what is reduced and how. */
+   Two runs give the same bits. A sum of floats depends on its order, as each addition rounds. By atomic additions the
+   order would be that in which threads happen to come. Here it follows from their indices alone: a thread adds its own
+   terms, a warp or a block adds its threads' sums in a fixed tree, and what several blocks have are parts, written to a
+   place each, that the next kernel adds in an order as fixed. (Another GPU may give other bits: the number of its
+   multiprocessors says how much is cut up.)
+
+   Words that are used all over, besides those of CUDA:
+
+      part            a partial sum in global memory, see above
+      four            four neighbouring elements of a row, which a thread moves at once: 16 bytes, or 8 of bf16
+      FAST            form of a kernel for the usual shapes: rows begin, and end, at multiples of what is moved at once
+      chunk           positions of a sequence that one block walks. mamba.c's SCAN_CHUNK is another thing, here TILE:
+      tile            32 positions, which the scan has in shared memory at a time; h is kept before each
+      slice           16 states, which is what a launch of the scan takes; most models have no more
+      launch_bounds   a block's threads at most; then, how many blocks are to fit on a multiprocessor at a time, so that
+                      the compiler limits the registers of a thread */
 
 #ifdef CUDA_ON_CPU
 #include "tests/cuda_on_cpu.h" /* the kernels without a GPU: see there */
@@ -28,16 +58,17 @@ char error_message[1024]; /* of this object and of the program that it is linked
 #endif
 
 #ifndef CUDA_ON_CPU
+/* A function for kernel<<<...>>>(args), so that tests/cuda_on_cpu.h can have one of its own. */
 template <class... P, class... A> static cudaError_t launch(void (*kernel)(P...), dim3 grid, dim3 block,
                                                             size_t shared_bytes, cudaStream_t stream, A... args) {
     kernel<<<grid, block, shared_bytes, stream>>>(args...);
     return cudaGetLastError();
 }
 
-/* A kernel launched early may start while the ones ahead of it in the stream still run (programmatic dependent launch,
-   from compute capability 9.0 on): until wait_for_previous() it must touch nothing that the kernel
-   ahead writes. Of one launched together, all blocks are on the GPU at the same time (a cooperative launch), and
-   one may wait for what another computes; it may start early, too. */
+/* Two special launches, for section 6. A kernel launched early may start while the ones ahead of it in the stream still
+   run (programmatic dependent launch, from compute capability 9.0 on): until wait_for_previous() it must touch nothing
+   that the kernel ahead writes. Of one launched together, all blocks are on the GPU at the same time (a cooperative
+   launch), and one may wait for what another computes; it may start early, too. BLOCKS_MEET: are they? */
 constexpr bool BLOCKS_MEET = true;
 
 template <bool TOGETHER, class... P, class... A>
@@ -110,8 +141,8 @@ static __device__ __forceinline__ void store(bf16 *p, float v) { *p = __float2bf
 /* N neighbours, moved by one instruction where they are 16 bytes or less. */
 template <class T, int N> struct alignas(N * sizeof(T)) Pack { T v[N]; };
 
-/* N elements of a row of which only `have` exist, the others being `fill`. aligned: every row begins at a multiple of
- * N. */
+/* v = N elements of a row, in float, of which only the first `have` exist, the others being `fill`. aligned: rows begin
+   at multiples of N and are multiples of N long, so that where one element exists all N do. */
 template <int N, class T>
 static __device__ __forceinline__ void load_pack(float *v, const T *p, int have, bool aligned, float fill = 0) {
     if (aligned) {
@@ -130,7 +161,7 @@ static __device__ __forceinline__ void store_pack(T *p, const float *v, int have
         for (int i = 0; i < N && i < have; i++) p[i] = pack.v[i];
 }
 
-/* One allocation on the device, cut into arrays. A first pass with base NULL counts. */
+/* One allocation on the device, cut into arrays in the order of take(). A first pass with base NULL only counts. */
 typedef struct {
     char *base;
     size_t bytes;
@@ -145,7 +176,7 @@ template <class T> static void take(Arena *arena, T **field, size_t n) {
    read from device memory. */
 typedef struct {
     float scale; /* of the loss's gradient, over the number of targets */
-    float beta1, beta2, rest1, rest2; /* rest1 = 1 - beta1, which loses digits in float */
+    float beta1, beta2, rest1, rest2; /* rest1 = 1 - beta1, taken in double: in float the difference loses digits */
     float eps, weight_decay, clip, lr, unbias1, unbias2;
 } StepArgs;
 
@@ -160,8 +191,10 @@ typedef struct {
     int top_k, n_vocab, banned, window, n_history, n_out;
 } GpuSampler;
 
-/* What a block's forward leaves for its backward; see BlockActs of mamba.c. dt, before dt_bias and softplus, is not kept
-   but computed again from dbc: all blocks share one. In lean mode that is so of normed and u, too. */
+/* What a block's forward leaves for its backward; see BlockActs of mamba.c. kept: h before every tile, see Scan. dbc:
+   what x_proj makes, the columns of dt, B and C, see dbc_columns. dt, widened by dt_proj but before dt_bias and
+   softplus, is not kept but computed again from dbc: all blocks share one. In lean mode that is so of normed and u,
+   too. */
 template <class T> struct GpuBlockActs {
     float *input, *r, *kept;
     T *normed, *xz, *u, *dbc, *dt, *gated;
@@ -174,8 +207,7 @@ template <class T> struct Gpu {
     cublasHandle_t blas;
     void *blas_workspace, *parameter_memory, *acts_memory, *stream_memory;
 
-    float *weights, *grads, *moment1,
-        *moment2; /* flat, as the table says; the last three NULL where it does not train */
+    float *weights, *grads, *moment1, *moment2; /* flat, as the table says; the last three NULL if it does not train */
     T *compute; /* the weights in T, for matrix products; the weights themselves where T is float */
     unsigned char *decay; /* (n_param / 16): does weight decay apply to these 16? Offsets are multiples of 16 */
     Params w, g;
@@ -184,13 +216,14 @@ template <class T> struct Gpu {
 
     int batch, len, train; /* what the activations are laid out for */
     GpuBlockActs<T> *block; /* (n_layer); where it does not train all share one layer's memory */
-    float *x, *dx, *r, *losses, *parts;
-    int *correct;
-    T *normed, *branch, *logits, *dbranch, *dnormed, *dgated, *dxz, *du, *ddt, *ddbc;
-    float *scan_scratch;
-    int head_rows; /* rows of logits at a time */
-    int *tokens, *targets, *order,
-        *segment; /* order: rows sorted by token; segment: where each token's rows begin there */
+    float *x, *dx, *r; /* the residual stream behind the last block, its gradient, and its 1 / rms */
+    float *losses, *parts; /* of each row; of gradients, see bias_backward */
+    int *correct; /* of each row: is the target's logit the largest? */
+    T *normed, *branch, *logits; /* what the head reads; what a block adds to the stream; of head_rows rows at a time */
+    T *dbranch, *dnormed, *dgated, *dxz, *du, *ddt, *ddbc; /* one block's at a time */
+    float *scan_scratch; /* of the convolution, too */
+    int head_rows;
+    int *tokens, *targets, *order, *segment; /* order: rows by token; segment: where in it each token's begin */
     int *host_ids; /* staging for the four, and counts of tokens */
 
     int streams; /* decoding: see STATE in mamba.c */
@@ -207,7 +240,10 @@ template <class T> struct Gpu {
 
 /* 3. LAYERS ==================================================================================================== */
 
-/* Sum over a warp, or over each LANES of one; every lane gets it. */
+/* First come tools: sums over the threads of a warp and of a block.
+
+   Sum over a warp, or over each LANES neighbours of one. In each round a lane adds the value of the lane whose number
+   differs from its own in one bit. Both do the same addition, so every lane gets the sum, and all get the same bits. */
 template <int LANES = 32> static __device__ __forceinline__ float warp_sum(float v) {
     for (int lanes = LANES / 2; lanes > 0; lanes /= 2) v += __shfl_xor_sync(0xffffffffu, v, lanes);
     return v;
@@ -234,7 +270,7 @@ static __device__ __forceinline__ float sum_of_four(const float *v) {
     return sum;
 }
 
-/* Sum over a block of up to 1024 threads, in a fixed order; every thread gets it. */
+/* Sum over a block of up to 1024 threads; every thread gets it. Each warp adds up the sums of all warps. */
 static __device__ float block_sum(float v) {
     __shared__ float warp[32];
     int lane = threadIdx.x % 32, n_warps = blockDim.x / 32;
@@ -255,88 +291,94 @@ template <class V> static __device__ V block_max(V v) {
     return warp_max(warp[lane < n_warps ? lane : 0]);
 }
 
-/* Sums over rows, for the gradients of vectors: parts[i][j] = sum over the i-th share of the rows of term(row, j).
-   The loop over columns became blockIdx.x and threadIdx.x, the loop over rows is shared by blockIdx.y and threadIdx.y.
- */
-constexpr int SUM_COLUMNS = 32, SUM_LANES = 8, SUM_PARTS = 64;
+/* bias_backward of mamba.c, and other sums over rows. The loop over columns is the grid in x, 32 of them for a block,
+   so that a warp reads neighbours; the loop over rows is shared by SUM_WARPS warps of a block and by the up to
+   SUM_PARTS blocks in y: parts[y][j] = sum of dy_j over that block's rows. */
+constexpr int SUM_COLUMNS = 32, SUM_WARPS = 8, SUM_PARTS = 64;
 
-template <class Term> static __global__ void __launch_bounds__(SUM_COLUMNS *SUM_LANES)
-    row_sums_kernel(float *parts, Term term, int rows, int dim) {
-    __shared__ float lane_sum[SUM_LANES][SUM_COLUMNS];
+template <class Y> static __global__ void __launch_bounds__(SUM_COLUMNS *SUM_WARPS)
+    bias_backward_kernel(float *parts, const Y *dy, size_t ld, int rows, int dim) {
+    __shared__ float of_warp[SUM_WARPS][SUM_COLUMNS];
     int j = blockIdx.x * SUM_COLUMNS + threadIdx.x;
     float sum = 0;
-    for (int row = blockIdx.y * SUM_LANES + threadIdx.y; j < dim && row < rows; row += gridDim.y * SUM_LANES)
-        sum += term(row, j);
-    lane_sum[threadIdx.y][threadIdx.x] = sum;
+    for (int row = blockIdx.y * SUM_WARPS + threadIdx.y; j < dim && row < rows; row += gridDim.y * SUM_WARPS)
+        sum += to_float(dy[row * ld + j]);
+    of_warp[threadIdx.y][threadIdx.x] = sum;
     __syncthreads();
     if (threadIdx.y == 0 && j < dim) {
-        for (int i = 1; i < SUM_LANES; i++) sum += lane_sum[i][threadIdx.x];
+        for (int i = 1; i < SUM_WARPS; i++) sum += of_warp[i][threadIdx.x];
         parts[(size_t)blockIdx.y * dim + j] = sum;
     }
 }
 
-/* out_j += sum_i parts[i][j], a block for eight columns, its rows of threads sharing the parts.     parts: (n, dim) */
+/* out_j += sum_i parts[i][j]. The loop over columns is the grid, 8 of them for a block: with 32 there would be few
+   blocks, and fewer than 8, which are 32 bytes, would not be less to read. Up to 128 threads share a column's parts,
+   and add up what they have by halves.     parts: (n, dim) */
 static __global__ void __launch_bounds__(1024) add_parts_kernel(float *out, const float *parts, int n, int dim) {
-    __shared__ float lane_sum[128][8];
+    __shared__ float share[128][8];
     int j = blockIdx.x * 8 + threadIdx.x;
     float sum = 0;
 #pragma unroll 8
     for (int i = threadIdx.y; i < n; i += blockDim.y) sum += j < dim ? parts[(size_t)i * dim + j] : 0;
-    lane_sum[threadIdx.y][threadIdx.x] = sum;
+    share[threadIdx.y][threadIdx.x] = sum;
     for (unsigned half = blockDim.y / 2; half > 0; half /= 2) {
         __syncthreads();
-        if (threadIdx.y < half) lane_sum[threadIdx.y][threadIdx.x] += lane_sum[threadIdx.y + half][threadIdx.x];
+        if (threadIdx.y < half) share[threadIdx.y][threadIdx.x] += share[threadIdx.y + half][threadIdx.x];
     }
-    if (threadIdx.y == 0 && j < dim) out[j] += lane_sum[0][threadIdx.x];
+    if (threadIdx.y == 0 && j < dim) out[j] += share[0][threadIdx.x];
 }
 
 template <class T> static int add_parts(Gpu<T> *gpu, float *out, const float *parts, int n, int dim) {
-    int lanes = 4;
-    while (lanes < 128 && 2 * lanes <= n) lanes *= 2;
-    CUDA(launch(add_parts_kernel, dim3(ceil_div(dim, 8)), dim3(8, lanes), 0, gpu->stream, out, parts, n, dim));
+    int shares = 4;
+    while (shares < 128 && 2 * shares <= n) shares *= 2;
+    CUDA(launch(add_parts_kernel, dim3(ceil_div(dim, 8)), dim3(8, shares), 0, gpu->stream, out, parts, n, dim));
     return 0;
 }
 
-/* out_j += sum over rows of term(row, j) */
-template <class T, class Term> static int row_sums(Gpu<T> *gpu, float *out, Term term, int rows, int dim) {
-    int n = min_int(SUM_PARTS, ceil_div(rows, SUM_LANES));
-    CUDA(launch(row_sums_kernel<Term>, dim3(ceil_div(dim, SUM_COLUMNS), n), dim3(SUM_COLUMNS, SUM_LANES), 0,
-                gpu->stream, gpu->parts, term, rows, dim));
-    return add_parts(gpu, out, gpu->parts, n, dim);
+/* dbias += the sum of dy over its rows.     dy: (rows, dim), rows ld apart */
+template <class T, class Y>
+static int bias_backward(Gpu<T> *gpu, float *dbias, const Y *dy, size_t ld, int rows, int dim) {
+    int n = min_int(SUM_PARTS, ceil_div(rows, SUM_WARPS));
+    CUDA(launch(bias_backward_kernel<Y>, dim3(ceil_div(dim, SUM_COLUMNS), n), dim3(SUM_COLUMNS, SUM_WARPS), 0,
+                gpu->stream, gpu->parts, dy, ld, rows, dim));
+    return add_parts(gpu, dbias, gpu->parts, n, dim);
 }
 
-/* Embedding: a block per row. */
+/* embedding_forward of mamba.c. The loop over rows is the grid; the threads of a block share the columns. */
 static __global__ void embedding_kernel(float *y, const float *W, const int *tokens, int d_model) {
     size_t row = blockIdx.x;
     for (int i = threadIdx.x; i < d_model; i += blockDim.x) y[row * d_model + i] = W[(size_t)tokens[row] * d_model + i];
 }
 
-/* dW[token] += the sum of dy over the rows that hold this token. Two threads must not add to the same place, so the
-   host sorts the rows by token, and a block has a token (x) and 32 fours of columns (y). As one token may have nearly
-   all rows, blocks of their own first sum every FOLD_ROWS neighbours in that order which hold the same token; the sum
-   takes the place of the first of them. */
+/* embedding_backward of mamba.c: dW[token] += the sum of dy over the rows that hold this token. There the grid could be
+   no more than the loop over columns, since two rows may hold the same token and must not add to one place at a time.
+   So the host sorts the rows by token, and a block has a token (x) and 32 fours of columns (y). As one token may have
+   nearly all rows, blocks of another kernel first sum every FOLD_ROWS neighbours in that order which hold the same
+   token; the sum takes the place of the first of them. */
 constexpr int FOLD_ROWS = 256;
 
 /* For each of a block's columns, four a thread, the sum of n rows of dy, the k-th being row_at(k). They are shared by
-   the SUM_LANES rows of threads; the first gets the sum. */
+   the SUM_WARPS warps; the first one gets the sum. */
 template <class RowAt> static __device__ __forceinline__
 void sum_rows(float *sum, const float *dy, int n, RowAt row_at, int j, int d_model) {
-    __shared__ float lane_sum[SUM_LANES][32][4];
+    __shared__ float of_warp[SUM_WARPS][32][4];
     bool aligned = d_model % 4 == 0;
     float v[4];
     for (int c = 0; c < 4; c++) sum[c] = 0;
 #pragma unroll 8
-    for (int k = threadIdx.y; k < (j < d_model ? n : 0); k += SUM_LANES) {
+    for (int k = threadIdx.y; k < (j < d_model ? n : 0); k += SUM_WARPS) {
         load_pack<4>(v, dy + (size_t)row_at(k) * d_model + j, d_model - j, aligned);
         for (int c = 0; c < 4; c++) sum[c] += v[c];
     }
-    for (int c = 0; c < 4; c++) lane_sum[threadIdx.y][threadIdx.x][c] = sum[c];
+    for (int c = 0; c < 4; c++) of_warp[threadIdx.y][threadIdx.x][c] = sum[c];
     __syncthreads();
-    for (int i = 1; threadIdx.y == 0 && i < min(SUM_LANES, n); i++)
-        for (int c = 0; c < 4; c++) sum[c] += lane_sum[i][threadIdx.x][c];
+    for (int i = 1; threadIdx.y == 0 && i < min(SUM_WARPS, n); i++)
+        for (int c = 0; c < 4; c++) sum[c] += of_warp[i][threadIdx.x][c];
 }
 
-static __global__ void __launch_bounds__(32 * SUM_LANES)
+/* The grid: every FOLD_ROWS neighbours in the order (x), 32 fours of columns (y). The order is sorted, so if the first
+   and the last of them hold the same token, all do. */
+static __global__ void __launch_bounds__(32 * SUM_WARPS)
     embedding_fold_kernel(float *dy, const int *tokens, const int *order, int d_model) {
     int first = blockIdx.x * FOLD_ROWS, j = (blockIdx.y * 32 + threadIdx.x) * 4;
     if (tokens[order[first]] != tokens[order[first + FOLD_ROWS - 1]]) return;
@@ -347,8 +389,8 @@ static __global__ void __launch_bounds__(32 * SUM_LANES)
 }
 
 /* segment: where the rows of the i-th token that occurs begin in order, -1 past the last. Of those, `alone` come before
-   the first multiple of FOLD_ROWS; `folded` are sums; the rest comes after these. */
-static __global__ void __launch_bounds__(32 * SUM_LANES)
+   the first multiple of FOLD_ROWS; then come `folded` sums, each in the place of FOLD_ROWS rows; then the rest. */
+static __global__ void __launch_bounds__(32 * SUM_WARPS)
     embedding_backward_kernel(float *dW, const float *dy, const int *tokens, const int *order, const int *segment,
                               int d_model) {
     int first = segment[blockIdx.x], j = (blockIdx.y * 32 + threadIdx.x) * 4, have = d_model - j;
@@ -358,7 +400,7 @@ static __global__ void __launch_bounds__(32 * SUM_LANES)
     bool aligned = d_model % 4 == 0;
     float sum[4], v[4], *to = dW + (size_t)tokens[order[first]] * d_model + j;
     auto row_at = [=](int k) {
-        int past = k - alone; /* a sum stands for FOLD_ROWS rows */
+        int past = k - alone;
         return order[first + k + max(0, min(past, folded)) * (FOLD_ROWS - 1)];
     };
     sum_rows(sum, dy, n, row_at, j, d_model);
@@ -371,31 +413,34 @@ static __global__ void __launch_bounds__(32 * SUM_LANES)
 /* order, segment: see sort_rows. dy is overwritten. */
 static int embedding_backward(float *dW, float *dy, const int *tokens, const int *order, const int *segment, int rows,
                               int vocab_size, int d_model, cudaStream_t stream) {
-    dim3 block(32, SUM_LANES);
+    dim3 block(32, SUM_WARPS);
     int fours = ceil_div(d_model, 128);
     if (rows >= FOLD_ROWS)
-        CUDA(launch(embedding_fold_kernel, dim3(rows / FOLD_ROWS, fours), block, 0, stream, dy, tokens, order, d_model));
+        CUDA(launch(embedding_fold_kernel, dim3(rows / FOLD_ROWS, fours), block, 0, stream, dy, tokens, order,
+                    d_model));
     CUDA(launch(embedding_backward_kernel, dim3(min_int(rows, vocab_size), fours), block, 0, stream, dW,
                 (const float *)dy, tokens, order, segment, d_model));
     return 0;
 }
 
-/* The residual connection and the RMSNorm behind it: out = x + branch + bias and y = out r w. A block per row, a thread
-   has FOURS times four columns at most. branch (and bias) may be NULL: then out is not written. */
+/* The residual connection and the RMSNorm behind it, add_forward and rmsnorm_forward of mamba.c: out = x + branch +
+   bias and y = out r w. The loop over rows is the grid; a thread has FOURS times four columns at most, in registers
+   between the sum of squares and the product with r, so that x is read once. branch (and bias) may be NULL: then out is
+   not written. */
 template <class T, int FOURS> static __global__ void __launch_bounds__(1024)
     residual_rmsnorm_kernel(T *y, float *r, float *out, const float *x, const T *branch, const float *bias,
                             const float *w, int dim, float eps) {
     size_t row = blockIdx.x;
     bool aligned = dim % 4 == 0;
-    float v[FOURS][4], more[4], sum = 0, scale;
+    float v[FOURS][4], other[4], sum = 0, scale;     /* v: out; other: branch, then w */
 #pragma unroll
     for (int k = 0; k < FOURS; k++) {
         int i = (threadIdx.x + k * blockDim.x) * 4, have = dim - i;
         if (have <= 0) break;
         load_pack<4>(v[k], x + row * dim + i, have, aligned);
         if (branch != NULL) {
-            load_pack<4>(more, branch + row * dim + i, have, aligned);
-            for (int c = 0; c < 4; c++) v[k][c] += more[c] + (bias != NULL && c < have ? bias[i + c] : 0);
+            load_pack<4>(other, branch + row * dim + i, have, aligned);
+            for (int c = 0; c < 4; c++) v[k][c] += other[c] + (bias != NULL && c < have ? bias[i + c] : 0);
             store_pack<4>(out + row * dim + i, v[k], have, aligned);
         }
         for (int c = 0; c < 4; c++) sum += v[k][c] * v[k][c];
@@ -406,22 +451,22 @@ template <class T, int FOURS> static __global__ void __launch_bounds__(1024)
     for (int k = 0; k < FOURS; k++) {
         int i = (threadIdx.x + k * blockDim.x) * 4, have = dim - i;
         if (have <= 0) break;
-        load_pack<4>(more, w + i, have, aligned);
-        for (int c = 0; c < 4; c++) v[k][c] *= scale * more[c];
+        load_pack<4>(other, w + i, have, aligned);
+        for (int c = 0; c < 4; c++) v[k][c] *= scale * other[c];
         store_pack<4>(y + row * dim + i, v[k], have, aligned);
     }
 }
 
-/* dx += r (dy w - x r^2 mean(dy w x)), also in T, for the matrix products of the block before. A block takes every
-   gridDim.x-th row, a thread the same columns of each, whose dw it sums: parts[block] = sum over the block's rows of dy
-   x r. add: 0 where dx is set rather than added to. */
+/* rmsnorm_backward of mamba.c: dx += r (dy w - x r^2 mean(dy w x)), also in T, for the matrix products of the block
+   before. The loop over rows is the grid, a block taking every gridDim.x-th; a thread has the same columns of each,
+   whose dw it sums: parts[block] = sum over the block's rows of dy x r. add: 0 where dx is set rather than added to. */
 template <class T, int FOURS> static __global__ void __launch_bounds__(1024)
     rmsnorm_backward_kernel(float *dx, T *dx_T, float *parts, const T *dy, const float *x, const float *r,
                             const float *w, int rows, int dim, int add) {
     bool aligned = dim % 4 == 0;
     float dw[FOURS][4] = {};
     for (int row = blockIdx.x; row < rows; row += gridDim.x) {
-        float g[FOURS][4], v[FOURS][4], d[4], sum = 0, scale = r[row], mean;
+        float g[FOURS][4], v[FOURS][4], d[4], sum = 0, scale = r[row], mean; /* g: dy w; v: x; d: w, then dx */
         size_t first = (size_t)row * dim;
 #pragma unroll
         for (int k = 0; k < FOURS; k++) {
@@ -455,12 +500,33 @@ template <class T, int FOURS> static __global__ void __launch_bounds__(1024)
     }
 }
 
-template <class T> struct BiasTerm { /* dbias_j = sum over rows of dy */
-    const T *dy;
-    size_t ld;
-    __device__ float operator()(int row, int j) const { return to_float(dy[row * ld + j]); }
-};
+constexpr int NORM_BLOCKS = 1024; /* at most so many share the rows of rmsnorm_backward_kernel */
 
+/* A thread for four columns, in whole warps; of more than 4096 columns, up to the 2^14 of config_check, each thread has
+   several fours. */
+static int norm_threads(int dim) { return min_int(1024, ceil_div(dim, 128) * 32); }
+
+template <class T> static int residual_rmsnorm(Gpu<T> *gpu, T *y, float *r, float *out, const float *x, const T *branch,
+                                               const float *bias, const float *w, int rows) {
+    const Config *c = &gpu->model.config;
+    CUDA(launch(c->d_model <= 4096 ? residual_rmsnorm_kernel<T, 1> : residual_rmsnorm_kernel<T, 4>, dim3(rows),
+                dim3(norm_threads(c->d_model)), 0, gpu->stream, y, r, out, x, branch, bias, w, c->d_model,
+                (float)c->norm_eps));
+    return 0;
+}
+
+/* gpu->dx (set, or added to), gpu->dbranch the same in T, dw */
+template <class T> static int rmsnorm_backward(Gpu<T> *gpu, float *dw, const T *dy, const float *x, const float *r,
+                                               const float *w, int rows, int add) {
+    int dim = gpu->model.config.d_model, blocks = min_int(rows, NORM_BLOCKS);
+    CUDA(launch(dim <= 4096 ? rmsnorm_backward_kernel<T, 1> : rmsnorm_backward_kernel<T, 4>, dim3(blocks),
+                dim3(norm_threads(dim)), 0, gpu->stream, gpu->dx, gpu->dbranch, gpu->parts, dy, x, r, w, rows, dim,
+                add));
+    return add_parts(gpu, dw, gpu->parts, blocks, dim);
+}
+
+/* y += bias, as linear_forward of mamba.c does. The loops over rows and columns are one loop here, which all threads of
+   the grid share, neighbouring threads having neighbouring elements. */
 template <class T> static __global__ void add_bias_kernel(T *y, const float *bias, size_t rows, int dim) {
     for (size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x; i < rows * dim; i += (size_t)gridDim.x * blockDim.x)
         store(&y[i], to_float(y[i]) + bias[i % dim]);
@@ -487,7 +553,7 @@ template <class T, class C> static int gemm(Gpu<T> *gpu, cublasOperation_t op_a,
     return 0;
 }
 
-/* y = x W^T.     x: (rows, in), row stride ldx; W: (out, in); y: (rows, out) */
+/* As in mamba.c, y = x W^T, but for the bias.     x: (rows, in), row stride ldx; W: (out, in); y: (rows, out) */
 template <class T, class C>
 static int linear_forward(Gpu<T> *gpu, C *y, const T *x, size_t ldx, const T *W, int rows, int in, int out) {
     return gemm(gpu, CUBLAS_OP_T, CUBLAS_OP_N, out, rows, in, W, (size_t)in, x, ldx, y, (size_t)out, 0);
@@ -500,8 +566,10 @@ template <class T> static int linear_backward(Gpu<T> *gpu, T *dx, float *dW, con
     return gemm(gpu, CUBLAS_OP_N, CUBLAS_OP_T, in, out, rows, x, ldx, dy, (size_t)out, dW, (size_t)in, 1);
 }
 
-/* N neighbours, 16 bytes at most, as they lie in memory: moved by one instruction, and in whole words, as halves of a
-   word would be waited for one by one. */
+/* N neighbours, 16 bytes at most, as they lie in memory, moved by one instruction. This is for what is loaded long
+   before it is used: load_pack makes floats of what it loads, and so waits for it; load_few (where it is FAST) only
+   starts the load, and the wait is at unpack(). Whole words are kept because registers are words: to take halves out of
+   one would be to wait for it. */
 template <int BYTES> struct Words;
 template <> struct Words<4> { typedef unsigned type; };
 template <> struct Words<8> { typedef uint2 type; };
@@ -530,7 +598,7 @@ template <int N> static __device__ __forceinline__ void pack(Few<bf16, N> *to, c
     }
 }
 
-/* N elements of a row of which n exist, zeros for the others. FAST: they are aligned, and exist as a whole or not. */
+/* N elements of a row of which n exist, zeros for the others. FAST: they are aligned, and all N exist or none. */
 template <int N, bool FAST, class T> static __device__ __forceinline__ Few<T, N> load_few(const T *p, int n) {
     Few<T, N> few = {};
     if (FAST) {
@@ -580,7 +648,7 @@ constexpr float LOG2_E = 1.44269504f, LN_2 = 0.69314718f;
 
 static __device__ __forceinline__ float sigmoid(float v) { return reciprocal(1.0f + exp2_fast(-LOG2_E * v)); }
 
-/* An element of a tensor whose rows are ld apart. */
+/* An element of a tensor whose rows are ld apart; one multiplication of 32 bits by 32, with a result of 64. */
 template <class T> static __device__ __forceinline__ T *element(T *p, unsigned row, int ld, int column) {
     return p + (size_t)row * (unsigned)ld + column;
 }
@@ -609,12 +677,12 @@ template <class T> struct Conv {
     int steps;                                    /* positions that a thread walks */
 };
 
-/* A thread has CONV_WIDTH channels, a warp 32 times as many; the CONV_WARPS warps of a block follow one another along
-   the sequence. */
+/* A thread has CONV_WIDTH channels, in bf16 a word, a warp 32 times as many; the CONV_WARPS warps of a block follow one
+   another along the sequence, each walking `steps` positions. A block's chunk is so CONV_WARPS * steps positions. */
 constexpr int CONV_WIDTH = 2, CONV_CHANNELS = 32 * CONV_WIDTH, CONV_WARPS = 4;
 
-/* Where a thread works: sequence; positions begin..end - 1; channels d..d + n - 1; part: which of the blocks that share
-   these channels. */
+/* Where a thread works: sequence; positions begin..end - 1; channels from d on, of which n still exist (all if that is
+   CONV_WIDTH or more, none if it is 0 or less); part: which of the blocks that share these channels. */
 struct ConvPlace { int b, begin, end, d, n, part; };
 template <class T> static __device__ __forceinline__ ConvPlace conv_place(const Conv<T> &s) {
     int groups = (s.d_inner + CONV_CHANNELS - 1) / CONV_CHANNELS;
@@ -657,8 +725,8 @@ void conv_weights(float (*w)[CONV_WIDTH], float *bias, const Conv<T> &s, const C
     }
 }
 
-/* conv_forward of mamba.c: a thread walks its positions with the last inputs in registers, and the next ROWS of them on
-   their way; the rest of the loops is the grid. */
+/* conv_forward of mamba.c. Its loop over sequences and blocks of channels, and chunks of the loop over t, are the grid.
+   A thread walks its positions, ROWS at a time, with the last inputs in registers and the next ROWS on their way. */
 template <class T, int TAPS, bool FAST>
 static __global__ void __launch_bounds__(32 * CONV_WARPS, FAST ? 8 : 1) conv_forward_kernel(Conv<T> s) {
     constexpr int ROWS = 8, BEFORE = TAPS - 1;
@@ -692,8 +760,8 @@ static __global__ void __launch_bounds__(32 * CONV_WARPS, FAST ? 8 : 1) conv_for
     }
 }
 
-/* The state is the last K - 1 of all inputs, those of the state before included. A thread has a channel of a
-   sequence. */
+/* The state that conv_forward of mamba.c leaves: the last K - 1 of all inputs, those of the state before included. A
+   thread has a channel of a sequence. A launch of its own, since it may write over what blocks above still read. */
 template <class T> static __global__ void __launch_bounds__(128) conv_state_kernel(Conv<T> s) {
     int d = blockIdx.x * 128 + threadIdx.x, b = blockIdx.y;
     if (d >= s.d_inner) return;
@@ -782,8 +850,8 @@ template <class T, int TAPS> static __global__ void __launch_bounds__(256) conv_
     else if (s.dbias != nullptr) s.dbias[d] += sum;
 }
 
-/* Positions that a thread walks: many, as it loads a few more than those, but not so many that a multiprocessor has
-   fewer than 20 warps. */
+/* Positions that a thread walks: many, as it loads K - 1 before its first, too, but not so many that a multiprocessor
+   has fewer than 20 warps. */
 static int conv_steps(int batch, int len, int d_inner, int multiprocessors) {
     int steps = 128;
     long warps_per_chunk = (long)batch * ceil_div(d_inner, CONV_CHANNELS);
@@ -869,7 +937,8 @@ template <class T> struct Scan {
     size_t ld_h;
     T *out;                                       /* y silu(z) */
     int ld_out;
-    float *checkpoints;                           /* h before every tile, for the backward pass; NULL: not wanted */
+    float *checkpoints;                           /* h before every tile, for the backward pass; NULL: not wanted.
+                                                     (batch, tiles, slices, d_inner, SCAN_STATES) */
     float *scratch;
     /* backward only */
     const T *d_out;
@@ -877,19 +946,29 @@ template <class T> struct Scan {
     int ld_d_out, ld_du, ld_ddt, ld_dz, ld_dbc;
     float *dA_log, *dD, *ddt_bias;                /* added to */
     /* filled in by the launchers */
-    int n_first, slices;                          /* a launch takes SCAN_STATES states from n_first on */
+    int n_first, slices;                          /* a slice of the states is SCAN_STATES of them, from n_first on */
     int chunks, chunk_len;                        /* len is cut into chunks that are walked at the same time */
-    float *chunk_delta, *chunk_end;               /* (batch, chunks, d_inner), (.., SCAN_STATES): scan_enter_chunk */
-    float *more;                                  /* (batch * len, d_inner, 1 or 3): sums over the launches before */
+    float *chunk_delta, *chunk_end;               /* (batch, chunks, d_inner), (.., SCAN_STATES): see chunk_end_at */
+    float *earlier;                               /* (batch * len, d_inner, 1 or 3): sums over n, of earlier slices */
     float *part_bc;                               /* (blocks, batch * len, 2, SCAN_STATES): shares of dB, dC */
     float *part_channels;                         /* (batch, chunks, d_inner * (SCAN_STATES + 2)): dA, dD, ddt_bias */
 };
 
-/* A launch takes SCAN_STATES states, a block 32 channels of one sequence, TILE positions at a time. Four lanes of a
-   warp share a channel and own four states each. */
+/* A launch takes a slice of SCAN_STATES states, a block 32 channels of one sequence, TILE positions at a time. Four
+   lanes of a warp share a channel and own four states each, in registers: of 1, 2, 4, 8 and 16 lanes, 4 were the
+   fastest on an H100. With fewer there are fewer warps to go on with while others wait; with more, more lanes repeat
+   what does not depend on the state. Warp w has
+
+       lanes       0 .. 7         8 .. 15        16 .. 23       24 .. 31
+       states      0 .. 3         4 .. 7         8 .. 11        12 .. 15
+       channels    8 w .. 8 w + 7 in each of the four
+
+   so a sum over states is one over lanes that differ in the bits 8 and 16, a sum over channels in the bits 1, 2 and 4.
+   To be moved, a tile of u is two fours of channels for each of the 128 threads, one of B is one four of states. */
 constexpr int SCAN_STATES = 16, SCAN_CHANNELS = 32, SCAN_WARPS = 4, SCAN_THREADS = 32 * SCAN_WARPS;
 constexpr int TILE = 32, GROUP = 8;               /* GROUP: positions for which the backward keeps h in registers */
-constexpr int FORWARD_BLOCKS = 4, BACKWARD_BLOCKS = 3;    /* blocks that a multiprocessor is meant to hold */
+constexpr int FORWARD_BLOCKS = 4, BACKWARD_BLOCKS = 3;    /* that a multiprocessor is meant to hold: backward, FAST
+                                                     blocks have 70 KiB of shared memory each, of 227 on an H100 */
 
 /* Over time the scan is parallel where batch and channels do not fill the device. A step is a map h -> a h + b, and
    `first`, then `second`, is a map of the same form: this operator is associative, so neighbouring steps may be put
@@ -897,20 +976,23 @@ constexpr int FORWARD_BLOCKS = 4, BACKWARD_BLOCKS = 3;    /* blocks that a multi
    1. every chunk of positions alone, from h = 0: its end state is the b of its map, and its a is exp(A sum of delta);
    2. every chunk puts together the maps of the chunks before it, and so has the state that it begins with;
    3. every chunk again, from there, with all outputs.
-   Phase 1 is a kernel with SUMMARY set, the others one without; of a single chunk there is only phase 3. */
+   Phase 1 is a kernel with SUMMARY set, the others one without; of a single chunk there is only phase 3. The a and b of
+   this operator, called `then`, are those of one state of one channel. */
 struct Affine { float a, b; };
 static __device__ __forceinline__ Affine then(Affine first, Affine second) {
     return Affine{second.a * first.a, second.a * first.b + second.b};
 }
 
-/* Where a thread works. */
+/* Where a thread works. It has a place of each of three kinds: for walking through time, for moving tiles of channels
+   between global and shared memory, and for moving B and C. */
 struct ScanPlace {
     int b, block, chunk, begin, end;              /* sequence; block of channels; chunk of positions begin..end - 1 */
     int warp, lane, channel, d, n;                /* walking: a channel of the block, which is d; its states n..n + 3 */
     int t, c, n_channels;                         /* moving tiles: positions t and t + 16, channels c..c + 3 */
-    int bc_t, bc_n, n_states;                     /* moving B and C: position, states; n_: how many from there on */
-};
+    int bc_t, bc_n, n_states;                     /* moving B and C: position bc_t, states bc_n..bc_n + 3 */
+};                                                /* n_channels, n_states: how many there are from c, from bc_n on */
 
+/* Neighbouring blocks have neighbouring channels of the same positions, as they read the same B and C. */
 template <class T> static __device__ __forceinline__
 ScanPlace scan_place(const Scan<T> &s, int first_chunk, int chunks) {
     int blocks = (s.d_inner + SCAN_CHANNELS - 1) / SCAN_CHANNELS, i = threadIdx.x;
@@ -925,7 +1007,7 @@ ScanPlace scan_place(const Scan<T> &s, int first_chunk, int chunks) {
     return p;
 }
 
-/* A thread's share of the input of a tile, in registers, on its way from one memory to the other. */
+/* A thread's share of the input of a tile, in registers, on its way from global to shared memory. */
 template <class T> struct TileInput { Few<T, 4> u[2], dt[2], z[2], d_out[2], B, C; };
 
 /* Two rows of a tile, 16 positions apart; n and n_16: how many elements there are. */
@@ -934,7 +1016,8 @@ void load_rows(Few<T, 4> *to, const T *p, int ld, int n, int n_16) {
     to[0] = load_few<4, FAST>(p, n), to[1] = load_few<4, FAST>(p + 16 * (ptrdiff_t)ld, n_16);
 }
 
-/* The tile at position `tile`; nothing from `end` on. WALK: what h needs, OUTPUT: what y needs, GRADIENT: d_out. */
+/* The tile that begins at position `tile`; nothing from `end` on. WALK: what h needs, OUTPUT:
+   what y needs, GRADIENT: d_out. */
 template <bool FAST, bool WALK, bool OUTPUT, bool GRADIENT, class T>
 static __device__ __forceinline__
 void load_tile(TileInput<T> *in, const Scan<T> &s, const ScanPlace &p, int tile, int end) {
@@ -953,21 +1036,30 @@ static __device__ __forceinline__ void store_float4(float *to, const float *v) {
     *(float4 *)to = make_float4(v[0], v[1], v[2], v[3]);
 }
 
-/* Rows of channels in shared memory are padded against bank conflicts. delta and x = delta u lie side by side. */
-typedef float Plane[TILE][SCAN_CHANNELS + 8];
-typedef float2 Steps[TILE][SCAN_CHANNELS + 8];
-static __device__ __forceinline__ void store_steps(float2 *to, const float *delta, const float *x) {
-    *(float4 *)to = make_float4(delta[0], x[0], delta[1], x[1]);
-    *(float4 *)(to + 2) = make_float4(delta[2], x[2], delta[3], x[3]);
+/* A tile of 32 channels in shared memory, a row for each position, with 8 more that nobody uses. Shared memory is in 32
+   banks, word i in bank i % 32, and lanes that need different words of one bank wait for each other. A warp often needs
+   8 channels of 4 rows at once (the four lanes of a channel, a row each). Rows of 32 words would all begin in bank 0,
+   and four lanes would meet in each of 8 banks; rows of 40 begin in the banks 0, 8, 16 and 24, and no two lanes meet.
+
+   Steps: delta and delta u side by side. Nearly always a warp reads one row of it. */
+constexpr int PADDED = SCAN_CHANNELS + 8;
+typedef float Plane[TILE][PADDED];
+typedef float2 Steps[TILE][PADDED];
+static __device__ __forceinline__ void store_steps(float2 *to, const float *delta, const float *delta_u) {
+    *(float4 *)to = make_float4(delta[0], delta_u[0], delta[1], delta_u[1]);
+    *(float4 *)(to + 2) = make_float4(delta[2], delta_u[2], delta[3], delta_u[3]);
 }
 
+/* The map of a chunk, for each channel and state, has b = chunk_end and a = exp(A chunk_delta), from the sum of its
+   deltas. */
 template <class T> static __device__ __forceinline__
 float *chunk_end_at(const Scan<T> &s, const ScanPlace &p, int chunk) {
     return s.chunk_end + ((((size_t)p.b * s.chunks + chunk) * s.d_inner + p.d) * SCAN_STATES + p.n);
 }
 
 /* Phase 2: on h act the maps of the chunks from `from` on, in steps of `step`, up to the one before p.chunk. A known
-   state is the map h -> 0 h + state. */
+   state is the map h -> 0 h + state. h[i] is the state p.n + (i ^ order); order is 0 but in the backward pass, see
+   fold_swapped. */
 template <class T> static __device__ __forceinline__
 void scan_enter_chunk(float *h, const float *A, const Scan<T> &s, const ScanPlace &p, int from, int step, int order) {
     for (int k = from; k != p.chunk; k += step) {
@@ -994,7 +1086,7 @@ float *checkpoint_at(const Scan<T> &s, const ScanPlace &p, int tile) {
 
 struct ForwardShared {
     Steps steps;
-    float y[TILE][4][SCAN_CHANNELS + 8];          /* of each of a channel's lanes */
+    float y[TILE][4][PADDED];                     /* of each of a channel's lanes */
     float B[TILE][SCAN_STATES], C[TILE][SCAN_STATES];
 };
 
@@ -1003,14 +1095,14 @@ template <bool SUMMARY, class T> static __device__ __forceinline__
 void forward_begin(ForwardShared &shared, const TileInput<T> &in, const float *bias, const ScanPlace &p, int tile) {
     for (int k = 0; k < 2; k++) {
         int t = p.t + 16 * k;
-        float delta[4], x[4], slope;
-        unpack(delta, in.dt[k]), unpack(x, in.u[k]);
+        float delta[4], delta_u[4], slope;
+        unpack(delta, in.dt[k]), unpack(delta_u, in.u[k]);
         for (int i = 0; i < 4; i++) {
             delta[i] = softplus(delta[i] + bias[i], &slope);
-            if (tile + t >= p.end) delta[i] = 0;  /* abar = 1, Bbar = 0 */
-            x[i] *= delta[i];
+            if (tile + t >= p.end) delta[i] = 0;  /* abar = 1, Bbar = 0: behind the end h stays as it is */
+            delta_u[i] *= delta[i];
         }
-        store_steps(&shared.steps[t][p.c], delta, x);
+        store_steps(&shared.steps[t][p.c], delta, delta_u);
     }
     unpack(&shared.B[p.bc_t][p.bc_n], in.B);
     if (!SUMMARY) unpack(&shared.C[p.bc_t][p.bc_n], in.C);
@@ -1031,17 +1123,17 @@ void forward_end(ForwardShared &shared, const Few<T, 4> *u, const Few<T, 4> *z, 
             for (int i = 0; i < 4; i++) y[i] += shared.y[t][lane][p.c + i];
         if (!FAST)
             for (int i = 0; i < 4 && i < n; i++) {
-                float *more = element(s.more, row + 16 * k, s.d_inner, d + i);
-                if (s.n_first > 0) y[i] += *more;
-                if (s.n_first + SCAN_STATES < s.d_state) *more = y[i];
+                float *earlier = element(s.earlier, row + 16 * k, s.d_inner, d + i);
+                if (s.n_first > 0) y[i] += *earlier;
+                if (s.n_first + SCAN_STATES < s.d_state) *earlier = y[i];
             }
         for (int i = 0; i < 4; i++) y[i] = (y[i] + D[i] * input[i]) * gate[i] * sigmoid(gate[i]);
         store_few<4, FAST>(out + k * 16 * (ptrdiff_t)s.ld_out, y, n);
     }
 }
 
-/* h becomes the state that p.chunk begins with. Phase 1 keeps h_first where phase 3 finds it, as the last chunk may
-   write h_last over it, and itself begins with 0. */
+/* h becomes the state that p.chunk begins with. Phase 1 begins with 0. It also keeps h_first where phase 3 finds it, as
+   there the last chunk may write h_last over it: in the last chunk's place of chunk_end, which phase 1 leaves free. */
 template <bool SUMMARY, class T> static __device__ __forceinline__
 void forward_enter(float *h, const float *A, const Scan<T> &s, const ScanPlace &p) {
     bool first = SUMMARY ? p.chunk == 0 : s.chunks == 1;
@@ -1057,11 +1149,12 @@ void forward_enter(float *h, const float *A, const Scan<T> &s, const ScanPlace &
     if (!SUMMARY) scan_enter_chunk(h, A, s, p, 0, 1, 0);
 }
 
-/* scan_forward of mamba.c. Its loops over b and d, and chunks of the loop over t, are the grid; the loop over n is four
-   lanes times four registers, which hold h. What all four lanes need of a tile of positions is computed once, with
-   neighbouring threads on neighbouring channels, and handed over in shared memory; what they have of y goes back the
-   same way and is added there. The next tile is on its way to registers meanwhile. SUMMARY: phase 1; z, C and y are not
-   touched. */
+/* delta_forward, scan_forward and gate_forward of mamba.c. Their loops over b and d, and chunks of the loop over t, are
+   the grid; the loop over n is four lanes times four registers, which hold h. What all four lanes need of a tile of
+   positions is computed once, with neighbouring threads on neighbouring channels, and handed over in shared memory;
+   what they have of y goes back the same way and is added there. The next tile is on its way to registers meanwhile.
+   Two barriers for a tile are enough: forward_end reads only y, which nobody writes before the next first barrier.
+   SUMMARY: phase 1, of all chunks but the last, behind which none comes; z, C and y are not touched. */
 template <class T, bool FAST, bool SUMMARY>
 static __global__ void __launch_bounds__(SCAN_THREADS, FORWARD_BLOCKS) scan_forward_kernel(Scan<T> s) {
     ForwardShared &shared = *dynamic_shared<ForwardShared>();
@@ -1077,7 +1170,7 @@ static __global__ void __launch_bounds__(SCAN_THREADS, FORWARD_BLOCKS) scan_forw
     TileInput<T> in;
     load_tile<FAST, true, !SUMMARY, false>(&in, s, p, p.begin, p.end);
     for (int tile = p.begin; tile < p.end; tile += TILE) {
-        Few<T, 4> u[2] = {in.u[0], in.u[1]}, z[2] = {in.z[0], in.z[1]};
+        Few<T, 4> u[2] = {in.u[0], in.u[1]}, z[2] = {in.z[0], in.z[1]}; /* for forward_end; in goes on */
         forward_begin<SUMMARY>(shared, in, bias, p, tile);
         if (!SUMMARY && s.checkpoints != nullptr && p.d < s.d_inner) store_float4(checkpoint_at(s, p, tile), h);
         __syncthreads();
@@ -1108,8 +1201,24 @@ static __global__ void __launch_bounds__(SCAN_THREADS, FORWARD_BLOCKS) scan_forw
         }
 }
 
-/* One step of a sum over lanes that differ in `bit`: of COUNT values a lane keeps the sums of half, the upper half
-   where its bit is set, and sends the others. After k steps, 2^k lanes hold the COUNT sums, COUNT / 2^k each. */
+/* The backward pass: gate_backward, scan_backward and delta_backward of mamba.c. With v = dt + dt_bias,
+       dy_t = dout_t silu(z_t),     dz_t = dout_t silu'(z_t) y_t,
+       g_t = dy_t C_t + abar_{t+1} g_{t+1},     q_t = g_t abar_t h_{t-1},
+       du_t = delta_t sum_n g_t B_t + D dy_t,     ddelta_t = sum_n (g_t B_t u_t + q_t A),
+       ddt_t = ddelta_t sigmoid(v_t),     dA = sum_t q_t delta_t,     dD = sum_t dy_t u_t,     ddt_bias = sum_t ddt_t,
+       dB_t = sum_d g_t delta_t u_t,     dC_t = sum_d dy_t h_t.
+   g is walked from the last position to the first, and needs h on the way, which is walked from the first to the last.
+   So h is computed again, twice: of a tile from its checkpoint, to keep it before every group of GROUP positions, in
+   shared memory (backward_keep_h); then of a group from there, to keep it and abar at every position, in registers
+   (backward_group). The groups of a tile, and the tiles, are walked from the last to the first. Sums over t are taken
+   on the way, in registers (Carry). Sums over n are over four registers and, by shuffles, over the four lanes of a
+   channel. Sums over d are, by shuffles, over the 8 channels of a warp, then over the warps when the tile is done
+   (backward_end), then over blocks in scan_gradients_kernel. */
+
+/* Sums over lanes, of several values at once. One round, over lanes that differ in `bit`: of COUNT values a lane keeps
+   the sums of half, the upper half where its bit is set, and sends the others. After k rounds, 2^k lanes hold the COUNT
+   sums, COUNT / 2^k each. warp_sum of each value would take COUNT shuffles in every round; this takes COUNT / 2 in the
+   first and half as many in each as in the one before. */
 template <int COUNT> static __device__ __forceinline__ void fold(float *v, int bit) {
     bool upper = threadIdx.x & bit;
     for (int i = 0; i < COUNT / 2; i++) {
@@ -1118,12 +1227,15 @@ template <int COUNT> static __device__ __forceinline__ void fold(float *v, int b
     }
 }
 
-/* The same where lanes whose bit is set have the halves the other way round: then every lane keeps its lower one. */
+/* The same where lanes whose bit is set have the halves the other way round: then every lane keeps its lower one, and
+   need not choose. For that the lanes of the FAST form hold their four states in different orders, i ^ order for i =
+   0..3, where order = lane % 8 / 2: halves are swapped where bit 4 of the lane is set, neighbours where bit 2 is. B and
+   C are in shared memory in all four orders. */
 template <int COUNT> static __device__ __forceinline__ void fold_swapped(float *v, int bit) {
     for (int i = 0; i < COUNT / 2; i++) v[i] += __shfl_xor_sync(~0u, v[i + COUNT / 2], bit);
 }
 
-/* Sums v[k], of four positions k, over the lanes of a channel: lane l gets position l / 8. */
+/* Sums of v[k] over the lanes of a channel, for four positions k at once: lane l gets that of position l / 8. */
 static __device__ __forceinline__ float sum_states(float *v) {
     fold<4>(v, 16);
     fold<2>(v, 8);
@@ -1133,14 +1245,16 @@ static __device__ __forceinline__ float sum_states(float *v) {
 template <int ORDERS> struct BackwardShared {
     Steps steps;                                  /* delta = softplus(v), v = dt + dt_bias; delta u */
     Plane dy;                                     /* d_out silu(z) */
-    Plane u, slope, dgate;                        /* u; slope of softplus at v; d_out silu'(z); later du, ddt, dz */
-    float B[TILE][4][ORDERS][4], C[TILE][4][ORDERS][4];   /* position, lane of a channel, order, state */
-    float4 h[TILE / GROUP][SCAN_THREADS];         /* before each group of positions */
+    Plane u, slope, dgate;                        /* u; slope of softplus at v; d_out silu'(z); then du, ddt, dz */
+    float B[TILE][4][ORDERS][4], C[TILE][4][ORDERS][4];   /* [t][j][order][i]: of the state 4 j + (i ^ order) */
+    float4 h[TILE / GROUP][SCAN_THREADS];         /* before each group of positions, every thread's own */
     float part[TILE][SCAN_WARPS][2][SCAN_STATES]; /* dB and dC, summed over the channels of a warp */
 };
 
-/* What a thread of the backward pass carries from position to position, in registers. */
-struct Carry { float A[4], next[4], dA[4], D, dD, dbias; }; /* next: abar g of t + 1 */
+/* What a thread of the backward pass carries from position to position, in registers. next: abar g of t + 1. dA is of
+   its four states; of dD and ddt_bias a channel's four lanes have a share each, as of every four positions each has
+   one. */
+struct Carry { float A[4], next[4], dA[4], D, dD, dbias; };
 
 /* Tile to shared memory: what the walk needs of every channel and position. */
 template <bool SUMMARY, int ORDERS, class T> static __device__ __forceinline__
@@ -1148,22 +1262,22 @@ void backward_begin(BackwardShared<ORDERS> &shared, const TileInput<T> &in, cons
                     int tile) {
     for (int k = 0; k < 2; k++) {
         int t = p.t + 16 * k;
-        float delta[4], slope[4], x[4], input[4] = {}, dy[4], dgate[4], gate[4];
+        float delta[4], slope[4], delta_u[4], u[4] = {}, dy[4], dgate[4], gate[4];
         unpack(delta, in.dt[k]), unpack(gate, in.z[k]), unpack(dy, in.d_out[k]);
-        if (!SUMMARY) unpack(input, in.u[k]);
+        if (!SUMMARY) unpack(u, in.u[k]);
         for (int i = 0; i < 4; i++) {
             float open = sigmoid(gate[i]);
             delta[i] = softplus(delta[i] + bias[i], &slope[i]);
             if (tile + t >= p.end) delta[i] = 0;
-            x[i] = delta[i] * input[i];
+            delta_u[i] = delta[i] * u[i];
             dy[i] *= open;
             dgate[i] = dy[i] + dy[i] * gate[i] * (1 - open);
             dy[i] *= gate[i];
         }
-        store_steps(&shared.steps[t][p.c], delta, x);
+        store_steps(&shared.steps[t][p.c], delta, delta_u);
         store_float4(&shared.dy[t][p.c], dy);
         if (SUMMARY) continue;
-        store_float4(&shared.u[t][p.c], input);
+        store_float4(&shared.u[t][p.c], u);
         store_float4(&shared.slope[t][p.c], slope);
         store_float4(&shared.dgate[t][p.c], dgate);
     }
@@ -1192,8 +1306,9 @@ void backward_keep_h(BackwardShared<ORDERS> &shared, const float *A, float4 chec
     }
 }
 
-/* GROUP positions: forwards to have h and abar of each in registers, then backwards. The sums over n, and over the
-   warp's channels, are taken for four positions at a time; then each lane finishes one of them. */
+/* GROUP positions: forwards to have h and abar of each in registers, then backwards, four positions at a time: the sums
+   over n are taken of all four together, and that leaves one position to each of a channel's four lanes. It finishes
+   du, ddt and dz of it (for dz y is computed again), and writes them over u, slope and dgate, which only it reads. */
 template <bool FAST, class T, int ORDERS> static __device__ __forceinline__
 void backward_group(BackwardShared<ORDERS> &shared, Carry &r, const Scan<T> &s, const ScanPlace &p, int tile, int group,
                     int order) {
@@ -1222,6 +1337,7 @@ void backward_group(BackwardShared<ORDERS> &shared, Carry &r, const Scan<T> &s, 
                 dB[k][i] = g * step.y, dC[k][i] = h_t[i] * dy;
                 r.dA[i] += q * step.x;
             }
+            /* over the channels of the warp, bit 4; then 2, and 1 */
             if (FAST) fold_swapped<4>(dB[k], 4), fold_swapped<4>(dC[k], 4);
             else fold<4>(dB[k], 4), fold<4>(dC[k], 4);
         }
@@ -1234,12 +1350,12 @@ void backward_group(BackwardShared<ORDERS> &shared, Carry &r, const Scan<T> &s, 
             fold<2>(both, 1);
             shared.part[group + four + k][p.warp][p.lane % 2][p.n + p.lane % 8 / 2] = both[0];
         }
-        int t = group + four + p.lane / 8, c = p.channel;
+        int t = group + four + p.lane / 8, c = p.channel; /* r.A is in units of log 2, and so is sum_qA */
         float gB = sum_states(sum_gB), qA = LN_2 * sum_states(sum_qA), y = sum_states(sum_y);
         if (!FAST && tile + t < p.end && p.d < s.d_inner) {
-            float *more = element(s.more, p.b * s.len + tile + t, 3 * s.d_inner, 3 * p.d);
-            if (s.n_first > 0) gB += more[0], qA += more[1], y += more[2];
-            if (s.n_first + SCAN_STATES < s.d_state) more[0] = gB, more[1] = qA, more[2] = y;
+            float *earlier = element(s.earlier, p.b * s.len + tile + t, 3 * s.d_inner, 3 * p.d);
+            if (s.n_first > 0) gB += earlier[0], qA += earlier[1], y += earlier[2];
+            if (s.n_first + SCAN_STATES < s.d_state) earlier[0] = gB, earlier[1] = qA, earlier[2] = y;
         }
         float dy = shared.dy[t][c], u = shared.u[t][c], ddt = (u * gB + qA) * shared.slope[t][c];
         shared.u[t][c] = shared.steps[t][c].x * gB + r.D * dy;
@@ -1270,17 +1386,11 @@ void backward_end(BackwardShared<ORDERS> &shared, const Scan<T> &s, const ScanPl
     }
 }
 
-/* scan_backward of mamba.c. The grid is the forward's; tiles, and in a tile groups of positions, are walked from the
-   last to the first. As there,
-       g_t = dy_t C_t + abar_{t+1} g_{t+1},     q_t = g_t abar_t h_{t-1},
-       du_t = delta_t sum_n g_t B_t + D dy_t,     ddelta_t = sum_n (g_t B_t u_t + q_t A),     dA = sum_t q_t delta_t,
-       dB_t = sum_d g_t delta_t u_t,     dC_t = sum_d dy_t h_t.
-   h is computed again: once from the tile's checkpoint, to keep it before every group (shared memory), then in each
-   group, to keep it and abar at every position (registers). Sums over n and over the channels of a warp are shuffles;
-   those over warps follow at the end of the tile, those over blocks in scan_gradients_kernel. FAST: lanes have their
-   four states in different orders, i ^ order for i = 0..3, such that fold_swapped will do for sums over channels; B and
-   C are stored in all four orders. SUMMARY: phase 1; abar g is what a chunk begins with and leaves, and the last chunk
-   is the first. */
+/* gate_backward, scan_backward and delta_backward of mamba.c, as told above fold. The loops that became the grid, and
+   what lanes and registers have, are the forward's; but chunks and tiles, and a tile's groups, come from the last to
+   the first. Over time this is a scan of the same form as the forward's, of next = abar g, which a chunk is given by
+   the one behind it and leaves to the one before it. SUMMARY: phase 1, of all chunks but the first; next is all it
+   walks. */
 template <class T, bool FAST, bool SUMMARY>
 static __global__ void __launch_bounds__(SCAN_THREADS, BACKWARD_BLOCKS) scan_backward_kernel(Scan<T> s) {
     constexpr int ORDERS = FAST ? 4 : 1;
@@ -1322,13 +1432,13 @@ static __global__ void __launch_bounds__(SCAN_THREADS, BACKWARD_BLOCKS) scan_bac
 #pragma unroll 1
             for (int group = TILE - GROUP; group >= 0; group -= GROUP)
                 backward_group<FAST>(shared, r, s, p, tile, group, order);
-            load(next, next_end);
+            load(next, next_end);                 /* not earlier: the groups need the registers */
             __syncthreads();
             backward_end<FAST>(shared, s, p, tile);
         }
         __syncthreads();
     }
-    for (int lanes = 16; lanes >= 8; lanes /= 2) {
+    for (int lanes = 16; lanes >= 8; lanes /= 2) { /* the four lanes of a channel */
         r.dD += __shfl_xor_sync(~0u, r.dD, lanes);
         r.dbias += __shfl_xor_sync(~0u, r.dbias, lanes);
     }
@@ -1347,8 +1457,9 @@ static __global__ void __launch_bounds__(SCAN_THREADS, BACKWARD_BLOCKS) scan_bac
     }
 }
 
-/* Sums what the blocks of scan_backward_kernel left, in a fixed order: dB and dC over channels; dA_log = A dA, dD and
-   ddt_bias over sequences and chunks. A thread has one element; blocks from bc_blocks on do the parameters. */
+/* scan_add_parts of mamba.c: adds what the blocks of scan_backward_kernel have left, each element by one thread, from
+   the first block to the last: dB and dC over blocks of channels; dA_log = A dA, dD and ddt_bias over sequences and
+   chunks. Blocks from bc_blocks on do the parameters. */
 template <class T> static __global__ void __launch_bounds__(256) scan_gradients_kernel(Scan<T> s, int bc_blocks) {
     size_t rows = (size_t)s.batch * s.len, i = (size_t)blockIdx.x * 256 + threadIdx.x;
     float sum = 0;
@@ -1379,10 +1490,10 @@ template <class T> static __global__ void __launch_bounds__(256) scan_gradients_
 /* How a scan is cut up: states into slices, len into chunks where batch and channels do not fill the device. */
 typedef struct { int slices, tiles, blocks, chunks, chunks_backward; } ScanShape;
 
-/* The number of chunks that takes least time. A multiprocessor gets `n` blocks and walks `resident` of them at a time;
-   k < resident take about (k + 0.6) / (resident + 0.6) of the time of that many. The summaries, of all chunks but one,
-   cost `summary` of the walk. */
-static int scan_chunks(long blocks, int tiles, int multiprocessors, int resident, double summary) {
+/* The number of chunks that takes least time, by estimate. A multiprocessor gets `n` blocks and walks `resident` of
+   them at a time; k < resident take about (k + 0.6) / (resident + 0.6) of the time of that many. The summaries, of all
+   chunks but one, cost `summary` of the walk. */
+static int best_chunks(long blocks, int tiles, int multiprocessors, int resident, double summary) {
     int best = 1;
     double least = 1e300;
     for (int chunks = 1; chunks <= 32 && (chunks == 1 || chunks * 4 <= tiles); chunks++) {
@@ -1398,8 +1509,8 @@ static ScanShape scan_shape(int batch, int len, int d_inner, int d_state, int mu
     multiprocessors = max(multiprocessors, 1);
     ScanShape shape = {ceil_div(d_state, SCAN_STATES), ceil_div(len, TILE), ceil_div(d_inner, SCAN_CHANNELS), 1, 1};
     long blocks = (long)batch * shape.blocks;
-    shape.chunks = scan_chunks(blocks, shape.tiles, multiprocessors, FORWARD_BLOCKS, 0.8);
-    shape.chunks_backward = scan_chunks(blocks, shape.tiles, multiprocessors, BACKWARD_BLOCKS, 0.25);
+    shape.chunks = best_chunks(blocks, shape.tiles, multiprocessors, FORWARD_BLOCKS, 0.8); /* twice all but y */
+    shape.chunks_backward = best_chunks(blocks, shape.tiles, multiprocessors, BACKWARD_BLOCKS, 0.25); /* only g */
     return shape;
 }
 
@@ -1417,7 +1528,7 @@ template <class T> static size_t scan_prepare(Scan<T> *s, ScanShape shape, int b
     chunks = (size_t)s->batch * s->chunks;
     if (s->chunks > 1) s->chunk_delta = take(chunks * s->d_inner);
     if (s->chunks > 1) s->chunk_end = take(chunks * s->d_inner * SCAN_STATES);
-    if (s->slices > 1) s->more = take((backward ? 3 : 1) * rows * s->d_inner);
+    if (s->slices > 1) s->earlier = take((backward ? 3 : 1) * rows * s->d_inner);
     if (backward) s->part_bc = take(shape.blocks * rows * 2 * SCAN_STATES);
     if (backward) s->part_channels = take(chunks * s->d_inner * (SCAN_STATES + 2));
     return used;
@@ -1499,21 +1610,6 @@ template <class T> static const T *in_T(const Gpu<T> *gpu, const float *paramete
 }
 template <class T> static const T *in_T(const Gpu<T> *gpu, Matrix parameter) { return in_T(gpu, parameter.full); }
 
-constexpr int NORM_BLOCKS = 1024; /* at most so many blocks share the rows of rmsnorm_backward */
-
-/* A thread for four columns; of more than 4096 columns, up to the 2^14 of config_check, each thread has several fours.
- */
-static int norm_threads(int dim) { return min_int(1024, ceil_div(dim, 128) * 32); }
-
-template <class T> static int residual_rmsnorm(Gpu<T> *gpu, T *y, float *r, float *out, const float *x, const T *branch,
-                                               const float *bias, const float *w, int rows) {
-    const Config *c = &gpu->model.config;
-    CUDA(launch(c->d_model <= 4096 ? residual_rmsnorm_kernel<T, 1> : residual_rmsnorm_kernel<T, 4>, dim3(rows),
-                dim3(norm_threads(c->d_model)), 0, gpu->stream, y, r, out, x, branch, bias, w, c->d_model,
-                (float)c->norm_eps));
-    return 0;
-}
-
 /* dbc and its gradient have columns of dt, B and C, as x_proj makes them. Where B or C is constant, its columns come
    behind those; they are for the gradient at each position, and the scan reads the parameter instead. A constant delta
    has no columns. */
@@ -1521,7 +1617,7 @@ static int dbc_columns(const Config *c) { return dt_width(c) + 2 * c->d_state; }
 static int column_of_B(const Config *c) { return dt_width(c) + (c->constant_B && !c->constant_C ? c->d_state : 0); }
 static int column_of_C(const Config *c) { return dt_width(c) + (c->constant_B && !c->constant_C ? 0 : c->d_state); }
 
-/* The convolution and the scan of a block as calls of section 3; the states of sequences are as in mamba.c. */
+/* The convolution and the scan of a block as calls of section 3. from, to: the states of sequences, as in mamba.c. */
 template <class T> static Conv<T> conv_of(Gpu<T> *gpu, const BlockParams *p, GpuBlockActs<T> *k, const float *from,
                                           float *to, size_t ldstate, int batch, int len) {
     const Config *c = &gpu->model.config;
@@ -1565,8 +1661,8 @@ template <class T> static int dbc_backward(Gpu<T> *gpu, const BlockParams *g, co
     const Config *c = &gpu->model.config;
     int E = c->d_inner, made = dbc_width(c), N = c->d_state;
     size_t W = dbc_columns(c);
-    if (c->constant_B) TRY(row_sums(gpu, g->B, BiasTerm<T>{gpu->ddbc + column_of_B(c), W}, rows, N));
-    if (c->constant_C) TRY(row_sums(gpu, g->C, BiasTerm<T>{gpu->ddbc + column_of_C(c), W}, rows, N));
+    if (c->constant_B) TRY(bias_backward(gpu, g->B, gpu->ddbc + column_of_B(c), W, rows, N));
+    if (c->constant_C) TRY(bias_backward(gpu, g->C, gpu->ddbc + column_of_C(c), W, rows, N));
     if (made == 0) return 0;
     TRY(gemm(gpu, CUBLAS_OP_N, CUBLAS_OP_N, E, rows, made, in_T(gpu, p->x_proj), (size_t)E, (const T *)gpu->ddbc, W,
              gpu->du, (size_t)E, 1));
@@ -1603,18 +1699,7 @@ template <class T> static int block_forward(Gpu<T> *gpu, const BlockParams *p, G
     return linear_forward(gpu, gpu->branch, k->gated, (size_t)E, in_T(gpu, p->out_proj), rows, E, c->d_model);
 }
 
-/* Backward of rmsnorm: gpu->dx (set, or added to), gpu->dbranch the same in T, dw. */
-template <class T> static int rmsnorm_backward(Gpu<T> *gpu, float *dw, const T *dy, const float *x, const float *r,
-                                               const float *w, int rows, int add) {
-    int dim = gpu->model.config.d_model, blocks = min_int(rows, NORM_BLOCKS);
-    CUDA(launch(dim <= 4096 ? rmsnorm_backward_kernel<T, 1> : rmsnorm_backward_kernel<T, 4>, dim3(blocks),
-                dim3(norm_threads(dim)), 0, gpu->stream, gpu->dx, gpu->dbranch, gpu->parts, dy, x, r, w, rows, dim,
-                add));
-    return add_parts(gpu, dw, gpu->parts, blocks, dim);
-}
-
-/* gpu->dx and dbranch come in as the gradient of the block's output, in float and in T, and leave as that of its input.
- */
+/* gpu->dx and dbranch come in as the gradient of the block's output, in float and in T, and leave as its input's. */
 template <class T> static int block_backward(Gpu<T> *gpu, const BlockParams *g, const BlockParams *p,
                                              GpuBlockActs<T> *k, int batch, int len) {
     const Config *c = &gpu->model.config;
@@ -1636,7 +1721,7 @@ template <class T> static int block_backward(Gpu<T> *gpu, const BlockParams *g, 
     TRY(dt_forward(gpu, p, k, rows));
     TRY(linear_backward(gpu, gpu->dgated, g->out_proj.full, gpu->dbranch, k->gated, E, in_T(gpu, p->out_proj), rows,
                         (int)E, D, 0));
-    if (g->out_bias != NULL) TRY(row_sums(gpu, g->out_bias, BiasTerm<float>{gpu->dx, (size_t)D}, rows, D));
+    if (g->out_bias != NULL) TRY(bias_backward(gpu, g->out_bias, gpu->dx, (size_t)D, rows, D));
     TRY(scan_backward(scan, scan_shape_of(c, batch, len, gpu->multiprocessors), gpu->stream));
     if (!c->constant_delta)
         TRY(linear_backward(gpu, gpu->ddbc, g->dt_proj.full, gpu->ddt, k->dbc, (size_t)W, in_T(gpu, p->dt_proj), rows,
@@ -1645,7 +1730,7 @@ template <class T> static int block_backward(Gpu<T> *gpu, const BlockParams *g, 
     TRY(conv_backward(conv, gpu->stream));
     TRY(linear_backward(gpu, gpu->dnormed, g->in_proj.full, gpu->dxz, k->normed, (size_t)D, in_T(gpu, p->in_proj), rows,
                         D, 2 * (int)E, 0));
-    if (g->in_bias != NULL) TRY(row_sums(gpu, g->in_bias, BiasTerm<T>{gpu->dxz, 2 * E}, rows, 2 * (int)E));
+    if (g->in_bias != NULL) TRY(bias_backward(gpu, g->in_bias, gpu->dxz, 2 * E, rows, 2 * (int)E));
     return rmsnorm_backward(gpu, g->norm, gpu->dnormed, k->input, k->r, p->norm, rows, 1);
 }
 /* gpu->normed = what the head reads, from gpu->tokens (batch, len). state: see mamba.c; NULL: zeros, not wanted. */
@@ -1681,9 +1766,10 @@ template <class T> static int model_backward(Gpu<T> *gpu, int batch, int len) {
 
 /* 5. LOSS AND OPTIMISER ======================================================================================== */
 
-/* Cross entropy, a block per row: losses[row] = log(sum_j exp(logit_j)) - logit_target. Each thread carries the largest
-   logit it has seen and the sum of exp(logit - largest), so that one pass over the row is enough. Where gradient, the
-   logits become scale (softmax - one_hot). correct[row]: is the target's logit the largest? */
+/* cross_entropy of mamba.c: losses[row] = log(sum_j exp(logit_j)) - logit_target. The loop over rows is the grid, the
+   threads of a block share the loop over the vocabulary, 16 bytes at a time. Each carries the largest logit it has seen
+   and the sum of exp(logit - largest), scaled down when a larger one comes, so that one pass over the row is enough.
+   Where gradient, the logits become scale (softmax - one_hot). correct[row]: is the target's logit the largest? */
 template <class T> static __global__ void __launch_bounds__(1024)
     cross_entropy_kernel(T *logits, float *losses, int *correct, const int *targets, int vocab_size,
                          const StepArgs *args, int gradient) {
@@ -1693,12 +1779,12 @@ template <class T> static __global__ void __launch_bounds__(1024)
     int target = targets[blockIdx.x];
     float top = -INFINITY, sum = 0, row_top, row_sum, of_target = target >= 0 ? to_float(row[target]) : 0, share, v[N];
     for (int j = threadIdx.x * N; j < vocab_size; j += blockDim.x * N) {
-        float larger = top;
+        float now = top;
         load_pack<N>(v, row + j, vocab_size - j, aligned, -INFINITY);
-        for (int i = 0; i < N; i++) larger = fmaxf(larger, v[i]);
-        sum *= __expf(top - larger);
-        for (int i = 0; i < N; i++) sum += __expf(v[i] - larger);
-        top = larger;
+        for (int i = 0; i < N; i++) now = fmaxf(now, v[i]);
+        sum *= __expf(top - now);
+        for (int i = 0; i < N; i++) sum += __expf(v[i] - now);
+        top = now;
     }
     row_top = block_max(top);
     row_sum = block_sum(top == -INFINITY ? 0 : sum * __expf(top - row_top));
@@ -1715,12 +1801,12 @@ template <class T> static __global__ void __launch_bounds__(1024)
     }
 }
 
-/* About four packs of logits for each thread. */
+/* About four times 16 bytes of logits for each thread. */
 static int cross_entropy_threads(int vocab_size, size_t size) {
     return max(32, min_int(1024, ceil_div((long)vocab_size * size, 16 * 4 * 32) * 32));
 }
 
-/* *loss += scale times the sum of losses, by one block. */
+/* *loss += scale times the sum of losses: the loop over rows of head_loss, by one block, since it is one number. */
 static __global__ void add_losses_kernel(float *loss, const float *losses, int rows, const StepArgs *args) {
     float sum = 0;
     for (int i = threadIdx.x; i < rows; i += blockDim.x) sum += losses[i];
@@ -1750,7 +1836,8 @@ template <class T> static int head_loss(Gpu<T> *gpu, float *loss, int rows, int 
 
 constexpr int NORM_PARTS = 256, ADAMW_THREADS = NORM_PARTS; /* a thread for each part of the norm */
 
-/* parts[i] = the sum of squares of the i-th share of a flat array, whose length is a multiple of 16. */
+/* norm_of of mamba.c: parts[i] = the sum of squares of the i-th block's share of a flat array, whose length is a
+   multiple of 16. All threads of the grid share the loop, four elements at a time; adamw_kernel takes the root. */
 static __global__ void __launch_bounds__(1024) squares_kernel(float *parts, const float *v, size_t n) {
     float sum = 0;
 #pragma unroll 4
@@ -1762,8 +1849,9 @@ static __global__ void __launch_bounds__(1024) squares_kernel(float *parts, cons
     if (threadIdx.x == 0) parts[blockIdx.x] = sum;
 }
 
-/* AdamW over the flat arrays of all parameters (see adamw_step), with the copy in T and the cleared gradient; a thread
-   takes four elements at a time. Every block adds up the parts of the norm itself, in the same order. */
+/* adamw_step of mamba.c, with the copy in T and the cleared gradient. The loops over tensors and their elements are
+   one, over the flat arrays, which all threads of the grid share, four elements at a time. Every block adds up the
+   parts of the norm itself, by the same tree, so that all have the same bits. */
 template <class T> static __global__ void __launch_bounds__(ADAMW_THREADS)
     adamw_kernel(float *weights, T *compute, float *grads, float *moment1, float *moment2, const unsigned char *decay,
                  size_t n, float *norm, const float *parts, int n_parts, const StepArgs *args) {
@@ -1792,6 +1880,7 @@ template <class T> static __global__ void __launch_bounds__(ADAMW_THREADS)
     }
 }
 
+/* The weights in T, when a model is opened; later adamw_kernel sees to it. All threads of the grid share the loop. */
 template <class T> static __global__ void cast_kernel(T *out, const float *in, size_t n) {
     for (size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += (size_t)gridDim.x * blockDim.x)
         store(&out[i], in[i]);
