@@ -282,10 +282,6 @@ static Tensor *table_add(Table *table, real **field, const char *name, int dim0,
     return row;
 }
 
-static void table_init(Tensor *row, Init init, double scale, int decay) {
-    row->init = init, row->scale = scale, row->decay = decay;
-}
-
 /* The matrix of a linear layer, or the embedding. Decoding reads all of them for each token, and takes as long as
    memory needs to hand them over. So a model that only runs may hold them in the 16 bits that its files have. */
 typedef struct {
@@ -311,8 +307,10 @@ typedef struct {
 static void param(Table *table, real **field, const char *prefix, const char *name, int dim0, int dim1, int dim2,
                   Init init, double scale, int decay) {
     char full[64];
+    Tensor *row;
     snprintf(full, sizeof full, "%s%s", prefix, name);
-    table_init(table_add(table, field, full, dim0, dim1, dim2), init, scale, decay);
+    row = table_add(table, field, full, dim0, dim1, dim2);
+    row->init = init, row->scale = scale, row->decay = decay;
 }
 
 /* The same for a matrix. */
@@ -323,7 +321,7 @@ static void matrix(Table *table, Matrix *field, const char *prefix, const char *
     real *place;
     snprintf(full, sizeof full, "%s%s", prefix, name);
     row = table_row(table, full, type, out, in, 0);
-    table_init(row, init, scale, decay);
+    row->init = init, row->scale = scale, row->decay = decay;
     row->matrix = 1;
     if (table->base == NULL) return;
     place = table->base + row->offset;
@@ -774,7 +772,6 @@ static void matvec(real *y, size_t ldy, const real *x, size_t ldx, Matrix W, con
     }
 }
 
-
 /* out = x + y: the residual connection.     n reals */
 static void add_forward(real *out, const real *x, const real *y, size_t n) {
     for (size_t i = 0; i < n; i++) out[i] = x[i] + y[i];
@@ -912,7 +909,7 @@ static void conv_forward(real *u, const real *x, size_t ldx, const real *w, cons
                 s += tap[k] * lanes_load(conv_input(x_b, ldx, from_b, t - (d_conv - 1) + k, d_inner, d_conv), width);
             lanes_store(u + ((size_t)b * len + t) * d_inner + d, lanes_silu(s), width);
         }
-        for (int k = 0; to != NULL && k < d_conv - 1; k++) { /* it was row k + len, or is in x: to may be from */
+        for (int k = 0; to != NULL && k < d_conv - 1; k++) { /* from x, or from a later row: to may be from */
             const real *last = conv_input(x_b, ldx, from_b, len - (d_conv - 1) + k, d_inner, d_conv);
             lanes_store(to + b * ldstate + (size_t)k * d_inner + d, lanes_load(last, width), width);
         }
@@ -1612,9 +1609,9 @@ static int sample(Sampler *s, const real *logits) {
         c += n - kept;
     }
     u = random_uniform(&s->rng) * sum;
-    for (n = 0; n < kept - 1 && (u -= c[n].weight) >= 0; n++) { }
-    sampler_accept(s, c[n].id);
-    return c[n].id;
+    for (; kept > 1 && (u -= c->weight) >= 0; kept--) c++; /* the last one, should rounding leave something of u */
+    sampler_accept(s, c->id);
+    return c->id;
 }
 
 typedef enum { WEIGHTS, MOMENT1, MOMENT2, STATE } Which;
@@ -1746,7 +1743,7 @@ static int cpu_reset(void *self, int streams) {
         release(cpu->next);
         cpu->streams = 0;
         cpu->state = (real *)allocate(state_size(c, streams), sizeof(real));
-        cpu->next = (int *)allocate((size_t)streams * 3 + 2 * PIECE_ROWS, sizeof(int));
+        cpu->next = (int *)allocate(streams + 2 * ((size_t)PIECE_ROWS + streams), sizeof(int)); /* and piece */
         if (cpu->state == NULL || cpu->next == NULL) return -1;
         cpu->piece = cpu->next + streams;
         cpu->streams = streams;
