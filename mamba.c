@@ -1057,11 +1057,12 @@ typedef struct {
     lanes *dD;                     /* (SCAN_BLOCKS) */
 } Share;
 
-/* How many reals that is, and where it lies in so many. */
+/* Its size in reals. */
 static size_t share_size(int d_state) {
     return ((size_t)(1 + 4 * SCAN_CHUNK + 3 * SCAN_BLOCKS) * d_state + SCAN_BLOCKS) * LANES;
 }
 
+/* Its parts, in so much memory. */
 static Share share_in(real *memory, int d_state) {
     int in_chunk = SCAN_CHUNK * d_state, in_blocks = SCAN_BLOCKS * d_state;
     Share s;
