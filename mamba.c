@@ -282,10 +282,6 @@ static Tensor *table_add(Table *table, real **field, const char *name, int dim0,
     return row;
 }
 
-static void table_init(Tensor *row, Init init, double scale, int decay) {
-    row->init = init, row->scale = scale, row->decay = decay;
-}
-
 /* The matrix of a linear layer, or the embedding. Decoding reads all of them for each token, and takes as long as
    memory needs to hand them over. So a model that only runs may hold them in the 16 bits that its files have. */
 typedef struct {
@@ -311,8 +307,10 @@ typedef struct {
 static void param(Table *table, real **field, const char *prefix, const char *name, int dim0, int dim1, int dim2,
                   Init init, double scale, int decay) {
     char full[64];
+    Tensor *row;
     snprintf(full, sizeof full, "%s%s", prefix, name);
-    table_init(table_add(table, field, full, dim0, dim1, dim2), init, scale, decay);
+    row = table_add(table, field, full, dim0, dim1, dim2);
+    row->init = init, row->scale = scale, row->decay = decay;
 }
 
 /* The same for a matrix. */
@@ -323,7 +321,7 @@ static void matrix(Table *table, Matrix *field, const char *prefix, const char *
     real *place;
     snprintf(full, sizeof full, "%s%s", prefix, name);
     row = table_row(table, full, type, out, in, 0);
-    table_init(row, init, scale, decay);
+    row->init = init, row->scale = scale, row->decay = decay;
     row->matrix = 1;
     if (table->base == NULL) return;
     place = table->base + row->offset;
@@ -774,7 +772,6 @@ static void matvec(real *y, size_t ldy, const real *x, size_t ldx, Matrix W, con
     }
 }
 
-
 /* out = x + y: the residual connection.     n reals */
 static void add_forward(real *out, const real *x, const real *y, size_t n) {
     for (size_t i = 0; i < n; i++) out[i] = x[i] + y[i];
@@ -912,7 +909,7 @@ static void conv_forward(real *u, const real *x, size_t ldx, const real *w, cons
                 s += tap[k] * lanes_load(conv_input(x_b, ldx, from_b, t - (d_conv - 1) + k, d_inner, d_conv), width);
             lanes_store(u + ((size_t)b * len + t) * d_inner + d, lanes_silu(s), width);
         }
-        for (int k = 0; to != NULL && k < d_conv - 1; k++) { /* it was row k + len, or is in x: to may be from */
+        for (int k = 0; to != NULL && k < d_conv - 1; k++) { /* from x, or from a later row: to may be from */
             const real *last = conv_input(x_b, ldx, from_b, len - (d_conv - 1) + k, d_inner, d_conv);
             lanes_store(to + b * ldstate + (size_t)k * d_inner + d, lanes_load(last, width), width);
         }
@@ -997,25 +994,34 @@ static void lanes_A(lanes *A, const real *A_log, int width, int d_state) {
 enum { SCAN_CHUNK = 16 };
 static int scan_chunks(int len) { return (len + SCAN_CHUNK - 1) / SCAN_CHUNK; }
 
+/* B and C of all positions, or their gradients, each with its row stride; 0: one B or C for all positions. */
+typedef struct { real *B, *C; size_t ldb, ldc; } BC;
+
+/* All that y depends on, beside the first state; or the gradients by it.
+   u, delta: (batch, len, d_inner); bc: (batch, len, d_state) each; A_log: (d_inner, d_state); D: (d_inner) */
+typedef struct {
+    real *u, *delta;
+    BC bc;
+    real *A_log, *D;
+} ScanInput;
+
 /* The selective scan (Eq. 2 with the delta, B and C of each position): for each channel and n from 0 to d_state - 1
    h_t[n] = exp(delta_t A[n]) h_{t-1}[n] + delta_t B_t[n] u_t,     y_t = sum_n C_t[n] h_t[n] + D u_t.
-   y, u, delta: (batch, len, d_inner); B, C: (batch, len, d_state), row strides ldb, ldc (0: the same at all positions);
-   A_log: (d_inner, d_state); D: (d_inner); kept: (batch, scan_chunks(len), d_state, d_inner), h before each chunk, or
-   NULL; from, to: h in the state, see conv_input */
-static void scan_forward(real *y, real *kept, const real *u, const real *delta, const real *B, size_t ldb,
-                         const real *C, size_t ldc, const real *A_log, const real *D, const real *from, real *to,
-                         size_t ldstate, int batch, int len, int d_inner, int d_state) {
+   y: (batch, len, d_inner); kept: (batch, scan_chunks(len), d_state, d_inner), h before each chunk, or NULL; from, to:
+   h in the state, see conv_input */
+static void scan_forward(real *y, real *kept, ScanInput in, const real *from, real *to, size_t ldstate, int batch,
+                         int len, int d_inner, int d_state) {
     int blocks = (d_inner + LANES - 1) / LANES, chunks = scan_chunks(len);
     PARALLEL_FOR
     for (int i = 0; i < batch * blocks; i++) {
         int b = i / blocks, d = i % blocks * LANES, width = d_inner - d;
-        lanes A[MAX_STATE], h[MAX_STATE], D_d = lanes_load(D + d, width);
-        lanes_A(A, A_log + (size_t)d * d_state, width, d_state);
+        lanes A[MAX_STATE], h[MAX_STATE], D_d = lanes_load(in.D + d, width);
+        lanes_A(A, in.A_log + (size_t)d * d_state, width, d_state);
         for (int n = 0; n < d_state; n++) h[n] = lanes_load(from + b * ldstate + (size_t)n * d_inner + d, width);
         for (int t = 0; t < len; t++) {
             size_t row = (size_t)b * len + t, at = row * d_inner + d;
-            const real *B_t = B + row * ldb, *C_t = C + row * ldc;
-            lanes u_t = lanes_load(u + at, width), delta_t = lanes_load(delta + at, width), y_t = D_d * u_t;
+            const real *B_t = in.bc.B + row * in.bc.ldb, *C_t = in.bc.C + row * in.bc.ldc;
+            lanes u_t = lanes_load(in.u + at, width), delta_t = lanes_load(in.delta + at, width), y_t = D_d * u_t;
             for (int n = 0; kept != NULL && t % SCAN_CHUNK == 0 && n < d_state; n++)
                 lanes_store(kept + (((size_t)b * chunks + t / SCAN_CHUNK) * d_state + n) * d_inner + d, h[n], width);
             for (int n = 0; n < d_state; n++) {
@@ -1035,46 +1041,55 @@ static void scan_forward(real *y, real *kept, const real *u, const real *delta, 
 enum { SCAN_BLOCKS = 4 };
 static int scan_shares(int d_inner) { return (d_inner + SCAN_BLOCKS * LANES - 1) / (SCAN_BLOCKS * LANES); }
 
-/* Reals that a share works in: for a chunk h, abar and the sums for dB and dC, each (SCAN_CHUNK, d_state, LANES), and
-   one h more, the one before; for its blocks A, the sum for dA, and g, each (SCAN_BLOCKS, d_state, LANES). */
-static size_t scan_work(int d_state) { return (size_t)(4 * SCAN_CHUNK + 1 + 3 * SCAN_BLOCKS) * d_state * LANES; }
+/* The memory of scan_backward. */
+typedef struct {
+    real *part_BC;                 /* (scan_shares, batch, len, 2 d_state): of each share, for dB and dC */
+    real *part_A;                  /* (batch, d_state + 1, d_inner): of each sequence, for dA_log and dD */
+    real *share;                   /* (batch, scan_shares, share_size): where the shares work, see Share */
+} ScanWork;
 
-/* The forward scan of a chunk again: from h before it, in h[0], the h and abar of each step.
-   h: (1 + steps, d_state); abar: (steps, d_state) */
-static void scan_again(lanes *h, lanes *abar, const lanes *A, const real *u, const real *delta, const real *B,
-                       size_t ldb, int steps, int width, int d_inner, int d_state) {
-    for (int s = 0; s < steps; s++, h += d_state, abar += d_state, u += d_inner, delta += d_inner, B += ldb) {
-        lanes u_t = lanes_load(u, width), delta_t = lanes_load(delta, width);
-        for (int n = 0; n < d_state; n++) {
-            abar[n] = lanes_exp(delta_t * A[n]);
-            h[d_state + n] = abar[n] * h[n] + delta_t * u_t * B[n];
-        }
-    }
+/* What a share works in. */
+typedef struct {
+    lanes *h;                      /* (1 + SCAN_CHUNK, d_state): before a chunk, then after each of its steps */
+    lanes *abar;                   /* (SCAN_CHUNK, d_state) */
+    lanes *dB, *dC;                /* (SCAN_CHUNK, d_state): sums over the share's blocks */
+    lanes *A, *dA, *next;          /* (SCAN_BLOCKS, d_state); next: abar g of the position after */
+    lanes *dD;                     /* (SCAN_BLOCKS) */
+} Share;
+
+/* Its size in reals. */
+static size_t share_size(int d_state) {
+    return ((size_t)(1 + 4 * SCAN_CHUNK + 3 * SCAN_BLOCKS) * d_state + SCAN_BLOCKS) * LANES;
 }
 
-/* From the partial sums of scan_backward: dB, dC = sums over shares, or for a constant += their sum over all rows;
-   dA_log, dD += sums over sequences. */
-static void scan_add_parts(real *dB, size_t ldb, real *dC, size_t ldc, real *dA_log, real *dD, real *part_BC,
-                           const real *part_A, int batch, int len, int d_inner, int d_state) {
-    int rows = batch * len, shares = scan_shares(d_inner);
-    size_t width = 2 * (size_t)d_state;
-    PARALLEL_FOR
-    for (int row = 0; row < rows; row++) {
-        real *sum = part_BC + row * width; /* in place of the first share's */
-        for (int share = 1; share < shares; share++)
-            for (int n = 0; n < 2 * d_state; n++) sum[n] += sum[share * rows * width + n];
-        if (ldb > 0) memcpy(dB + row * ldb, sum, d_state * sizeof *dB);
-        if (ldc > 0) memcpy(dC + row * ldc, sum + d_state, d_state * sizeof *dC);
-    }
-    if (ldb == 0) bias_backward(dB, part_BC, width, rows, d_state);
-    if (ldc == 0) bias_backward(dC, part_BC + d_state, width, rows, d_state);
-    PARALLEL_FOR
-    for (int d = 0; d < d_inner; d++)
-        for (int b = 0; b < batch; b++) {
-            const real *part = part_A + (size_t)b * (d_state + 1) * d_inner + d;
-            for (int n = 0; n < d_state; n++) dA_log[(size_t)d * d_state + n] += part[(size_t)n * d_inner];
-            dD[d] += part[(size_t)d_state * d_inner];
+/* Its parts, in so much memory. */
+static Share share_in(real *memory, int d_state) {
+    int in_chunk = SCAN_CHUNK * d_state, in_blocks = SCAN_BLOCKS * d_state;
+    Share s;
+    s.h = (lanes *)memory;
+    s.abar = s.h + d_state + in_chunk;
+    s.dB = s.abar + in_chunk;
+    s.dC = s.dB + in_chunk;
+    s.A = s.dC + in_chunk;
+    s.dA = s.A + in_blocks;
+    s.next = s.dA + in_blocks;
+    s.dD = s.next + in_blocks;
+    return s;
+}
+
+/* The forward scan of a chunk again, in the block of channels from d on: from h before it, in h[0], the h and abar of
+   each step.     first: the chunk's first row; h: (1 + steps, d_state); abar: (steps, d_state) */
+static void scan_again(lanes *h, lanes *abar, const lanes *A, ScanInput in, size_t first, int d, int steps, int d_inner,
+                       int d_state) {
+    for (size_t row = first; row < first + steps; row++, h += d_state, abar += d_state) {
+        const real *B_t = in.bc.B + row * in.bc.ldb;
+        lanes u_t = lanes_load(in.u + row * d_inner + d, d_inner - d);
+        lanes delta_t = lanes_load(in.delta + row * d_inner + d, d_inner - d);
+        for (int n = 0; n < d_state; n++) {
+            abar[n] = lanes_exp(delta_t * A[n]);
+            h[d_state + n] = abar[n] * h[n] + delta_t * u_t * B_t[n];
         }
+    }
 }
 
 /* Forward was h_t = abar_t h_{t-1} + delta_t B_t u_t and y_t = sum_n C_t h_t + D u_t with abar_t = exp(delta_t A).
@@ -1083,74 +1098,96 @@ static void scan_add_parts(real *dB, size_t ldb, real *dC, size_t ldc, real *dA_
    dC_t = sum_d dy_t h_t,     dB_t = sum_d g_t delta_t u_t
    du_t = sum_n g_t delta_t B_t + D dy_t,     ddelta_t = sum_n (g_t B_t u_t + q_t A)
    dD = sum_t dy_t u_t,     dA = sum_t q_t delta_t,     dA_log = dA A, as A = -exp(A_log); t runs over all sequences.
-   dB, dC have the row strides of B, C; where that is 0, the sum over all positions is added.
-   work: (batch, scan_shares, scan_work). Sums of a share and of a sequence:
-   part_BC: (scan_shares, batch, len, 2 d_state), for dB, dC; part_A: (batch, d_state + 1, d_inner), for dA_log, dD */
-static void scan_backward(real *du, real *ddelta, real *dB, real *dC, real *dA_log, real *dD, real *part_BC,
-                          real *part_A, real *work, const real *dy, const real *kept, const real *u, const real *delta,
-                          const real *B, size_t ldb, const real *C, size_t ldc, const real *A_log, const real *D,
-                          int batch, int len, int d_inner, int d_state) {
+   This is a chunk, from its last step to its first, in block j of a share, the channels from d on. */
+static void scan_chunk_backward(ScanInput grad, const real *dy, Share s, int j, ScanInput in, size_t first, int d,
+                                int steps, int d_inner, int d_state) {
+    int width = d_inner - d;
+    const lanes *A = s.A + j * d_state, D_d = lanes_load(in.D + d, width);
+    lanes *dA = s.dA + j * d_state, *next = s.next + j * d_state;
+    for (int i = steps - 1; i >= 0; i--) {
+        size_t row = first + i, at = row * d_inner + d;
+        const real *B_t = in.bc.B + row * in.bc.ldb, *C_t = in.bc.C + row * in.bc.ldc;
+        const lanes *before = s.h + i * d_state, *h_t = before + d_state, *abar_t = s.abar + i * d_state;
+        lanes u_t = lanes_load(in.u + at, width), delta_t = lanes_load(in.delta + at, width);
+        lanes dy_t = lanes_load(dy + at, width), sum_gB = zero_lanes, sum_qA = zero_lanes;
+        lanes *dB_t = s.dB + i * d_state, *dC_t = s.dC + i * d_state;
+        for (int n = 0; n < d_state; n++) {
+            lanes g_t = dy_t * C_t[n] + next[n], q_t = g_t * abar_t[n] * before[n];
+            dC_t[n] += dy_t * h_t[n];
+            dB_t[n] += g_t * (delta_t * u_t);
+            dA[n] += q_t * delta_t;
+            sum_gB += g_t * B_t[n];
+            sum_qA += q_t * A[n];
+            next[n] = g_t * abar_t[n];
+        }
+        s.dD[j] += dy_t * u_t;
+        lanes_store(grad.u + at, sum_gB * delta_t + D_d * dy_t, width);
+        lanes_store(grad.delta + at, sum_gB * u_t + sum_qA, width);
+    }
+}
+
+/* From the partial sums of scan_backward: dB, dC = sums over shares, or for a constant += their sum over all rows;
+   dA_log, dD += sums over sequences. */
+static void scan_add_parts(ScanInput grad, ScanWork work, int batch, int len, int d_inner, int d_state) {
+    int rows = batch * len, shares = scan_shares(d_inner);
+    size_t width = 2 * (size_t)d_state;
+    BC sums = grad.bc;
+    PARALLEL_FOR
+    for (int row = 0; row < rows; row++) {
+        real *sum = work.part_BC + row * width; /* in place of the first share's */
+        for (int share = 1; share < shares; share++)
+            for (int n = 0; n < 2 * d_state; n++) sum[n] += sum[share * rows * width + n];
+        if (sums.ldb > 0) memcpy(sums.B + row * sums.ldb, sum, d_state * sizeof *sums.B);
+        if (sums.ldc > 0) memcpy(sums.C + row * sums.ldc, sum + d_state, d_state * sizeof *sums.C);
+    }
+    if (sums.ldb == 0) bias_backward(sums.B, work.part_BC, width, rows, d_state);
+    if (sums.ldc == 0) bias_backward(sums.C, work.part_BC + d_state, width, rows, d_state);
+    PARALLEL_FOR
+    for (int d = 0; d < d_inner; d++)
+        for (int b = 0; b < batch; b++) {
+            const real *part = work.part_A + (size_t)b * (d_state + 1) * d_inner + d;
+            for (int n = 0; n < d_state; n++) grad.A_log[(size_t)d * d_state + n] += part[(size_t)n * d_inner];
+            grad.D[d] += part[(size_t)d_state * d_inner];
+        }
+}
+
+/* The gradients of the scan, by scan_chunk_backward: du, ddelta, dB and dC are overwritten, but where B or C is constant
+   its gradient is added to, as are dA_log and dD.     dy: (batch, len, d_inner); kept: from scan_forward */
+static void scan_backward(ScanInput grad, const real *dy, const real *kept, ScanInput in, ScanWork work, int batch,
+                          int len, int d_inner, int d_state) {
     int shares = scan_shares(d_inner), chunks = scan_chunks(len), rows = batch * len;
-    int in_chunk = SCAN_CHUNK * d_state, in_blocks = SCAN_BLOCKS * d_state;
     PARALLEL_FOR
     for (int i = 0; i < batch * shares; i++) {
         int b = i / shares, share = i % shares;
         int d_first = share * SCAN_BLOCKS * LANES, d_end = min_int(d_first + SCAN_BLOCKS * LANES, d_inner);
-        lanes *h = (lanes *)(work + i * scan_work(d_state)), *abar = h + in_chunk + d_state, *sum_dB = abar + in_chunk;
-        lanes *sum_dC = sum_dB + in_chunk, *A = sum_dC + in_chunk, *sum_dA = A + in_blocks, *g = sum_dA + in_blocks;
-        lanes sum_dD[SCAN_BLOCKS];
-        memset(sum_dA, 0, 2 * in_blocks * sizeof *sum_dA); /* and g: nothing follows the last position */
-        memset(sum_dD, 0, sizeof sum_dD);
+        Share s = share_in(work.share + i * share_size(d_state), d_state);
+        memset(s.dA, 0, (2 * d_state + 1) * SCAN_BLOCKS * sizeof *s.dA); /* next and dD, too: nothing comes after */
         for (int d = d_first, j = 0; d < d_end; d += LANES, j++)
-            lanes_A(A + j * d_state, A_log + (size_t)d * d_state, d_inner - d, d_state);
+            lanes_A(s.A + j * d_state, in.A_log + (size_t)d * d_state, d_inner - d, d_state);
         for (int chunk = chunks - 1; chunk >= 0; chunk--) {
             int steps = min_int(SCAN_CHUNK, len - chunk * SCAN_CHUNK);
-            size_t first_row = (size_t)b * len + chunk * SCAN_CHUNK;
-            memset(sum_dB, 0, 2 * in_chunk * sizeof *sum_dB); /* and sum_dC */
+            size_t first = (size_t)b * len + chunk * SCAN_CHUNK;
+            memset(s.dB, 0, 2 * SCAN_CHUNK * d_state * sizeof *s.dB); /* and dC */
             for (int d = d_first, j = 0; d < d_end; d += LANES, j++) {
-                int width = d_inner - d;
-                size_t first = first_row * d_inner + d;
                 const real *kept_h = kept + ((size_t)b * chunks + chunk) * d_state * d_inner + d;
-                lanes *A_d = A + j * d_state, *dA = sum_dA + j * d_state, *next = g + j * d_state; /* abar g of t + 1 */
-                lanes D_d = lanes_load(D + d, width);
-                for (int n = 0; n < d_state; n++) h[n] = lanes_load(kept_h + (size_t)n * d_inner, width);
-                scan_again(h, abar, A_d, u + first, delta + first, B + first_row * ldb, ldb, steps, width, d_inner,
-                           d_state);
-                for (int s = steps - 1; s >= 0; s--) {
-                    size_t row = first_row + s, at = row * d_inner + d;
-                    const real *B_t = B + row * ldb, *C_t = C + row * ldc;
-                    const lanes *before = h + s * d_state, *h_t = before + d_state, *abar_t = abar + s * d_state;
-                    lanes u_t = lanes_load(u + at, width), delta_t = lanes_load(delta + at, width);
-                    lanes dy_t = lanes_load(dy + at, width), sum_gB = zero_lanes, sum_qA = zero_lanes;
-                    lanes *dB_t = sum_dB + s * d_state, *dC_t = sum_dC + s * d_state;
-                    for (int n = 0; n < d_state; n++) {
-                        lanes g_t = dy_t * C_t[n] + next[n], q_t = g_t * abar_t[n] * before[n];
-                        dC_t[n] += dy_t * h_t[n];
-                        dB_t[n] += g_t * (delta_t * u_t);
-                        dA[n] += q_t * delta_t;
-                        sum_gB += g_t * B_t[n];
-                        sum_qA += q_t * A_d[n];
-                        next[n] = g_t * abar_t[n];
-                    }
-                    sum_dD[j] += dy_t * u_t;
-                    lanes_store(du + at, sum_gB * delta_t + D_d * dy_t, width);
-                    lanes_store(ddelta + at, sum_gB * u_t + sum_qA, width);
-                }
+                for (int n = 0; n < d_state; n++) s.h[n] = lanes_load(kept_h + (size_t)n * d_inner, d_inner - d);
+                scan_again(s.h, s.abar, s.A + j * d_state, in, first, d, steps, d_inner, d_state);
+                scan_chunk_backward(grad, dy, s, j, in, first, d, steps, d_inner, d_state);
             }
-            for (int s = 0; s < steps; s++)
+            for (int step = 0; step < steps; step++)
                 for (int n = 0; n < d_state; n++) {
-                    real *part = part_BC + ((size_t)share * rows + first_row + s) * 2 * d_state + n;
-                    part[0] = lanes_sum(sum_dB[s * d_state + n]), part[d_state] = lanes_sum(sum_dC[s * d_state + n]);
+                    real *part = work.part_BC + ((size_t)share * rows + first + step) * 2 * d_state + n;
+                    part[0] = lanes_sum(s.dB[step * d_state + n]), part[d_state] = lanes_sum(s.dC[step * d_state + n]);
                 }
         }
         for (int d = d_first, j = 0; d < d_end; d += LANES, j++) {
-            real *part = part_A + (size_t)b * (d_state + 1) * d_inner + d;
+            real *part = work.part_A + (size_t)b * (d_state + 1) * d_inner + d;
             for (int n = j * d_state; n < (j + 1) * d_state; n++, part += d_inner)
-                lanes_store(part, sum_dA[n] * A[n], d_inner - d);
-            lanes_store(part, sum_dD[j], d_inner - d);
+                lanes_store(part, s.dA[n] * s.A[n], d_inner - d); /* dA_log */
+            lanes_store(part, s.dD[j], d_inner - d);
         }
     }
-    scan_add_parts(dB, ldb, dC, ldc, dA_log, dD, part_BC, part_A, batch, len, d_inner, d_state);
+    scan_add_parts(grad, work, batch, len, d_inner, d_state);
 }
 
 /* The gate: out = y silu(z).     out, y: (rows, d_inner); z: the same with row stride ldz */
@@ -1198,7 +1235,8 @@ typedef struct {
 typedef struct {
     BlockActs *block;              /* n_layer when training, else 1, which all blocks share */
     real *x, *normed, *gated, *r, *zero_state, *logits, *losses;
-    real *dx, *dnormed, *dgated, *dxz, *du, *ddelta, *ddbc, *part_BC, *part_A, *work;
+    real *dx, *dnormed, *dgated, *dxz, *du, *ddelta, *ddbc;
+    ScanWork scan;
 } Acts;
 
 enum { HEAD_ROWS = 256 };          /* the head and the loss take so many rows at a time: logits are large */
@@ -1234,14 +1272,12 @@ static void acts_table(Table *table, const Config *c, Acts *a, int batch, int le
     table_add(table, &a->du, "du", rows, inner, 0);
     table_add(table, &a->ddelta, "ddelta", rows, inner, 0);
     table_add(table, &a->ddbc, "ddbc", rows, dbc_width(c), 0);
-    table_add(table, &a->part_BC, "part_BC", scan_shares(inner), rows, 2 * d_state);
-    table_add(table, &a->part_A, "part_A", batch, d_state + 1, inner);
-    table_add(table, &a->work, "work", batch, scan_shares(inner), (int)scan_work(d_state));
+    table_add(table, &a->scan.part_BC, "part_BC", scan_shares(inner), rows, 2 * d_state);
+    table_add(table, &a->scan.part_A, "part_A", batch, d_state + 1, inner);
+    table_add(table, &a->scan.share, "share", batch, scan_shares(inner), (int)share_size(d_state));
 }
 
 /* B and C of a block, or their gradients: columns of dbc behind dt, or, with row stride 0, constants of p. */
-typedef struct { real *B, *C; size_t ldb, ldc; } BC;
-
 static BC block_BC(const Config *c, const BlockParams *p, real *dbc) {
     BC at = {p->B, p->C, 0, 0};
     dbc += dt_width(c);
@@ -1255,8 +1291,9 @@ static void block_forward(real *out, const real *x, const BlockParams *p, BlockA
                           const real *from, real *to, size_t ldstate, int batch, int len) {
     int rows = batch * len, dim = c->d_model, inner = c->d_inner, width = dbc_width(c);
     size_t h_at = (size_t)(c->d_conv - 1) * inner; /* where h begins in a state */
-    real *dt = k->dbc, *z = k->xz + inner, *mixed = a->normed;
-    BC s = block_BC(c, p, k->dbc);
+    const real *dt = k->dbc, *z = k->xz + inner, *h_from = from + h_at;
+    real *mixed = a->normed, *h_to = to != NULL ? to + h_at : NULL;
+    ScanInput in = {k->u, k->delta, block_BC(c, p, k->dbc), p->A_log, p->D};
     rmsnorm_forward(a->normed, k->r, x, p->norm, rows, dim, c->norm_eps);
     linear_forward(k->xz, a->normed, dim, p->in_proj, p->in_bias, rows, dim, 2 * inner);
     conv_forward(k->u, k->xz, 2 * inner, p->conv, p->conv_bias, from, to, ldstate, batch, len, inner, c->d_conv);
@@ -1264,8 +1301,7 @@ static void block_forward(real *out, const real *x, const BlockParams *p, BlockA
     if (c->constant_delta) memset(k->delta, 0, (size_t)rows * inner * sizeof *k->delta); /* dt_bias makes it alone */
     else linear_forward(k->delta, dt, width, p->dt_proj, NULL, rows, c->dt_rank, inner);
     delta_forward(k->delta, p->dt_bias, rows, inner);
-    scan_forward(k->y, k->kept, k->u, k->delta, s.B, s.ldb, s.C, s.ldc, p->A_log, p->D, from + h_at,
-                 to != NULL ? to + h_at : NULL, ldstate, batch, len, inner, c->d_state);
+    scan_forward(k->y, k->kept, in, h_from, h_to, ldstate, batch, len, inner, c->d_state);
     gate_forward(a->gated, k->y, z, 2 * inner, rows, inner);
     /* normed is done with: mixed takes its place */
     linear_forward(mixed, a->gated, inner, p->out_proj, p->out_bias, rows, inner, dim);
@@ -1279,12 +1315,12 @@ static void block_backward(const BlockParams *g, const BlockParams *p, const Blo
     int rows = batch * len, dim = c->d_model, inner = c->d_inner, width = dbc_width(c);
     const real *dt = k->dbc, *z = k->xz + inner;
     real *ddt = a->ddbc, *dz = a->dxz + inner, *dy = a->dgated;
-    BC s = block_BC(c, p, k->dbc), ds = block_BC(c, g, a->ddbc);
+    ScanInput in = {k->u, k->delta, block_BC(c, p, k->dbc), p->A_log, p->D};
+    ScanInput grad = {a->du, a->ddelta, block_BC(c, g, a->ddbc), g->A_log, g->D};
     gate_forward(a->gated, k->y, z, 2 * inner, rows, inner);
     linear_backward(a->dgated, g->out_proj, g->out_bias, a->dx, a->gated, inner, p->out_proj, rows, inner, dim, 0);
     gate_backward(a->dgated, dz, k->y, z, 2 * inner, rows, inner); /* a->dgated is dy now */
-    scan_backward(a->du, a->ddelta, ds.B, ds.C, g->A_log, g->D, a->part_BC, a->part_A, a->work, dy, k->kept, k->u,
-                  k->delta, s.B, s.ldb, s.C, s.ldc, p->A_log, p->D, batch, len, inner, c->d_state);
+    scan_backward(grad, dy, k->kept, in, a->scan, batch, len, inner, c->d_state);
     delta_backward(a->ddelta, g->dt_bias, k->delta, rows, inner);
     if (!c->constant_delta)
         linear_backward(ddt, g->dt_proj, NULL, a->ddelta, dt, width, p->dt_proj, rows, c->dt_rank, inner, 0);
@@ -1574,9 +1610,9 @@ static int sample(Sampler *s, const real *logits) {
         c += n - kept;
     }
     u = random_uniform(&s->rng) * sum;
-    for (n = 0; n < kept - 1 && (u -= c[n].weight) >= 0; n++) { }
-    sampler_accept(s, c[n].id);
-    return c[n].id;
+    for (; kept > 1 && (u -= c->weight) >= 0; kept--) c++; /* the last one, should rounding leave something of u */
+    sampler_accept(s, c->id);
+    return c->id;
 }
 
 typedef enum { WEIGHTS, MOMENT1, MOMENT2, STATE } Which;
@@ -1708,7 +1744,7 @@ static int cpu_reset(void *self, int streams) {
         release(cpu->next);
         cpu->streams = 0;
         cpu->state = (real *)allocate(state_size(c, streams), sizeof(real));
-        cpu->next = (int *)allocate((size_t)streams * 3 + 2 * PIECE_ROWS, sizeof(int));
+        cpu->next = (int *)allocate(streams + 2 * ((size_t)PIECE_ROWS + streams), sizeof(int)); /* and piece */
         if (cpu->state == NULL || cpu->next == NULL) return -1;
         cpu->piece = cpu->next + streams;
         cpu->streams = streams;

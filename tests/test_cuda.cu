@@ -442,20 +442,21 @@ template <class T> static void test_scan(ScanCase c) {
             ddelta(n), dxz(2 * n), ddbc(dbc.size());
     Doubles dy = d_out, dA_expected(dA.size(), 0.0), dD_expected(E, 0.0), dbias_expected(E, 0.0);
     Doubles part_BC((size_t)oracle::scan_shares(E) * rows * 2 * N), part_A((size_t)batch * (N + 1) * E);
-    double *work =
-        (double *)oracle::allocate((size_t)batch * oracle::scan_shares(E) * oracle::scan_work(N), sizeof(double));
+    size_t shares = (size_t)batch * oracle::scan_shares(E);
+    double *share = (double *)oracle::allocate(shares * oracle::share_size(N), sizeof(double));
     double *z = xz.data() + E, *dz = dxz.data() + E, *B = dbc.data() + R, *C = B + N, *dB = ddbc.data() + R,
            *dC = dB + N;
+    oracle::ScanInput in = {u.data(), delta.data(), {B, C, (size_t)W, (size_t)W}, A_log.data(), D.data()};
+    oracle::ScanInput grad = {du.data(), ddelta.data(), {dB, dC, (size_t)W, (size_t)W}, dA_expected.data(),
+                              dD_expected.data()};
+    oracle::ScanWork work = {part_BC.data(), part_A.data(), share};
     oracle::delta_forward(delta.data(), bias.data(), rows, E);
-    oracle::scan_forward(y.data(), kept.data(), u.data(), delta.data(), B, W, C, W, A_log.data(), D.data(),
-                         from.data(), to.data(), state, batch, len, E, N);
+    oracle::scan_forward(y.data(), kept.data(), in, from.data(), to.data(), state, batch, len, E, N);
     oracle::gate_forward(out.data(), y.data(), z, 2 * E, rows, E);
     oracle::gate_backward(dy.data(), dz, y.data(), z, 2 * E, rows, E);
-    oracle::scan_backward(du.data(), ddelta.data(), dB, dC, dA_expected.data(), dD_expected.data(), part_BC.data(),
-                          part_A.data(), work, dy.data(), kept.data(), u.data(), delta.data(), B, W, C, W,
-                          A_log.data(), D.data(), batch, len, E, N);
+    oracle::scan_backward(grad, dy.data(), kept.data(), in, work, batch, len, E, N);
     oracle::delta_backward(ddelta.data(), dbias_expected.data(), delta.data(), rows, E);
-    oracle::release(work);
+    oracle::release(share);
 
     ScanShape shape = scan_shape(batch, len, E, N, c.multiprocessors);
     if (len >= 300) CHECK((shape.chunks > 1) == (c.multiprocessors > 1) && shape.chunks_backward >= shape.chunks / 2);

@@ -104,15 +104,19 @@ static double error_of(Input *in, const double *w, int i, const double *gradient
     return sqrt(error / norm);
 }
 
-/* What scan_backward needs beside its input: see acts_table. */
-static void gradient_of(Input *d, const Input *in, const double *w) {
+static ScanInput scan_input(Input *in) {
+    ScanInput scan = {in->u, in->delta, {in->B, in->C, STATES, STATES}, in->A_log, in->D};
+    return scan;
+}
+
+/* d: the gradients of the loss, by scan_backward. */
+static void gradient_of(Input *d, Input *in, const double *w) {
     double dy[LEN * INNER], kept[2 * STATES * INNER], part_BC[2 * LEN * STATES], part_A[(STATES + 1) * INNER];
-    double *work = (double *)allocate(scan_work(STATES) * scan_shares(INNER), sizeof *work);
+    ScanWork work = {part_BC, part_A, (double *)allocate(share_size(STATES) * scan_shares(INNER), sizeof(double))};
     memset(d, 0, sizeof *d);
     loss(in, w, dy, kept);
-    scan_backward(d->u, d->delta, d->B, d->C, d->A_log, d->D, part_BC, part_A, work, dy, kept, in->u, in->delta, in->B,
-                  STATES, in->C, STATES, in->A_log, in->D, 1, LEN, INNER, STATES);
-    release(work);
+    scan_backward(scan_input(d), dy, kept, scan_input(in), work, 1, LEN, INNER, STATES);
+    release(work.share);
 }
 
 static void random_input(Input *in, double *w) {

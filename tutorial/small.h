@@ -21,5 +21,7 @@ static Config config_130m(void) { return config_of(50280, 768, 24, 16, 4); }
 /* scan_forward for one sequence, all of whose tensors are dense. h: (d_state, d_inner), read and updated. */
 static void small_scan(real *y, real *kept, const real *u, const real *delta, const real *B, const real *C,
                        const real *A_log, const real *D, real *h, int len, int d_inner, int d_state) {
-    scan_forward(y, kept, u, delta, B, d_state, C, d_state, A_log, D, h, h, 0, 1, len, d_inner, d_state);
+    BC bc = {(real *)B, (real *)C, (size_t)d_state, (size_t)d_state};
+    ScanInput in = {(real *)u, (real *)delta, bc, (real *)A_log, (real *)D};
+    scan_forward(y, kept, in, h, h, 0, 1, len, d_inner, d_state);
 }
