@@ -1415,11 +1415,11 @@ static __global__ void __launch_bounds__(SCAN_THREADS, BACKWARD_BLOCKS) scan_bac
     };
     load(tile, p.end);
     for (; tile >= p.begin; tile -= TILE) {
-        int next = tile - TILE, next_end = tile > p.begin ? tile : next; /* an empty one after the last */
+        int before = tile - TILE, before_end = tile > p.begin ? tile : before; /* before the first: an empty one */
         backward_begin<SUMMARY>(shared, in, bias, p, tile);
         __syncthreads();
         if (SUMMARY) {
-            load(next, next_end);
+            load(before, before_end);
 #pragma unroll 4
             for (int t = TILE - 1; t >= 0; t--) {
                 float delta = shared.steps[t][p.channel].x, dy = shared.dy[t][p.channel];
@@ -1432,8 +1432,8 @@ static __global__ void __launch_bounds__(SCAN_THREADS, BACKWARD_BLOCKS) scan_bac
 #pragma unroll 1
             for (int group = TILE - GROUP; group >= 0; group -= GROUP)
                 backward_group<FAST>(shared, r, s, p, tile, group, order);
-            load(next, next_end);                 /* not earlier: the groups need the registers */
-            __syncthreads();
+            load(before, before_end);             /* not earlier: the groups need the registers */
+            __syncthreads();                      /* all have left what backward_end moves */
             backward_end<FAST>(shared, s, p, tile);
         }
         __syncthreads();
