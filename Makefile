@@ -228,10 +228,9 @@ test-gpu: build/gpu_test_cuda
 	build/gpu_test_cuda
 
 # And under compute-sanitizer, each access to memory once. memcheck is not to report the memory that a test makes run
-# out; racecheck looks at our kernels, not at cuBLAS's.
+# out.
 sanitize-gpu: sanitize-memcheck sanitize-racecheck sanitize-synccheck sanitize-initcheck
 sanitize-memcheck:  TOOL_OPTIONS = --report-api-errors no
-sanitize-racecheck: TOOL_OPTIONS = --kernel-name kns=_kernel
 sanitize-initcheck: SELECTION = unpoisoned
 sanitize-%: build/gpu_test_cuda
 	PATH="$$PATH:$(CUDA_HOME)/bin" compute-sanitizer --tool $* --error-exitcode 1 $(TOOL_OPTIONS) $< brief $(SELECTION)

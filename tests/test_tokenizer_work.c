@@ -19,7 +19,7 @@
 
 /* What mamba.c does between here and the #undef is counted: passes through its loops, bytes that it moves or compares,
    comparisons of a sort, and bytes that it allocates and frees. */
-static double work, memory, peak;
+static double work_done, memory, peak;
 
 static void *counted_alloc(size_t count, size_t size) {
     size_t *block = (size_t *)calloc(1, count * size + 16);
@@ -38,12 +38,12 @@ static void counted_free(void *memory_block) {
 }
 
 #pragma GCC diagnostic ignored "-Wdangling-else"
-#define for(...) for (__VA_ARGS__) if (work++, 0) { } else
-#define while(...) while (work++, (__VA_ARGS__))
-#define memcpy(to, from, n) (work += (double)(n) / 8, memcpy(to, from, n))
-#define memmove(to, from, n) (work += (double)(n) / 8, memmove(to, from, n))
-#define memcmp(a, b, n) (work += (double)(n) / 8, memcmp(a, b, n))
-#define qsort(base, n, size, order) (work += (double)(n) * log2((double)(n) + 1), qsort(base, n, size, order))
+#define for(...) for (__VA_ARGS__) if (work_done++, 0) { } else
+#define while(...) while (work_done++, (__VA_ARGS__))
+#define memcpy(to, from, n) (work_done += (double)(n) / 8, memcpy(to, from, n))
+#define memmove(to, from, n) (work_done += (double)(n) / 8, memmove(to, from, n))
+#define memcmp(a, b, n) (work_done += (double)(n) / 8, memcmp(a, b, n))
+#define qsort(base, n, size, order) (work_done += (double)(n) * log2((double)(n) + 1), qsort(base, n, size, order))
 #define calloc(count, size) counted_alloc(count, size)
 #define free(block) counted_free(block)
 #include "../mamba.c"
@@ -69,10 +69,10 @@ static char *repeated(const char *text, size_t n) {
 
 static double work_to_encode(const Tokenizer *t, const char *text, size_t n) {
     int *ids = (int *)allocate(tokenizer_room(t, n) + 1, sizeof *ids);
-    double before = work;
+    double before = work_done;
     CHECK(tokenizer_encode(t, text, n, ids) >= 0);
     release(ids);
-    return work - before;
+    return work_done - before;
 }
 
 /* Eight times as much text takes about eight times as much work (the heap and sorting add a logarithm; what takes the
@@ -131,16 +131,16 @@ static size_t write_json(const char *added, const char *vocab, const char *merge
 /* Loads what was written; whether it is accepted, and at what cost. */
 static void check_load(const char *name, size_t n, int accepted) {
     Tokenizer t;
-    double before = work;
+    double before = work_done;
     int status;
     memory = peak = 0;
     status = tokenizer_load(&t, path);
     if (status == 0 && !accepted) printf("%s is accepted\n", name);
     if (status != 0 && accepted) printf("%s is refused: %s\n", name, error_message);
     CHECK(accepted ? status == 0 : status != 0 && strstr(error_message, path) != NULL);
-    if (peak > 40.0 * (double)n + 1e5 || work - before > 200.0 * (double)n + 1e5)
-        printf("%s: %zu bytes, %.0f bytes of memory, %.0f passes\n", name, n, peak, work - before);
-    CHECK(peak < 40.0 * (double)n + 1e5 && work - before < 200.0 * (double)n + 1e5);
+    if (peak > 40.0 * (double)n + 1e5 || work_done - before > 200.0 * (double)n + 1e5)
+        printf("%s: %zu bytes, %.0f bytes of memory, %.0f passes\n", name, n, peak, work_done - before);
+    CHECK(peak < 40.0 * (double)n + 1e5 && work_done - before < 200.0 * (double)n + 1e5);
     if (status == 0) tokenizer_free(&t);
     CHECK(memory == 0);
 }
@@ -177,9 +177,9 @@ static void test_collisions(void) {
     for (int right = 0; p.n < MANY; right++) {
         uint64_t hash = pair_key(0, right);
         if (random_bits(&hash) % SLOTS >= 16) continue;
-        passes -= work;
+        passes -= work_done;
         failed |= pair_add(&p, 0, right) < 0;
-        passes += work;
+        passes += work_done;
     }
     CHECK(!failed && p.n_slot >= SLOTS && passes < 50.0 * MANY);
     pairs_free(&p);
