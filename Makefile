@@ -193,6 +193,7 @@ break-%:
 	    tutorial/out/$(broken:%_break=%).txt build/tutorial/$(broken).txt
 
 ex-%: | build
+	@[ -f tutorial/ex_$*.c ] || { echo "there is no tutorial/ex_$*.c"; false; }
 	@$(TUTORIAL) -Wno-unused-parameter tutorial/ex_$*.c -o build/ex_$* $(LDLIBS)
 	@build/ex_$*
 

@@ -735,16 +735,17 @@ typedef struct {
     int *tokens, *targets;         /* (batch, len) */
     real *moment1, *moment2;
     FILE *log;
-    int has_backend, is_terminal, reached; /* reached: as many answers are right as --until asks for */
+    int has_backend, is_terminal;
+    int over, reached;             /* was the step the last one? Are as many answers right as --until asks for? */
 } Run;
 
 static double elapsed(const Run *r) { return r->earlier + seconds() - r->started; }
 
 static double tokens_per_step(void) { return (double)(o.batch * o.len * o.accumulate); }
 
-static int is_done(const Run *r) {
-    return r->reached || (o.steps > 0 ? r->step >= o.steps : elapsed(r) >= 60 * o.minutes);
-}
+static int is_over(const Run *r) { return o.steps > 0 ? r->step >= o.steps : elapsed(r) >= 60 * o.minutes; }
+
+static int is_done(const Run *r) { return r->reached || r->over; }
 
 static int is_due(const Run *r, long long every) { return every > 0 && r->step % every == 0; }
 
@@ -761,7 +762,8 @@ static int take_step(Run *r) {
             return -1;
     }
     r->step++;
-    if (is_due(r, o.log_every) || is_due(r, o.eval_every) || r->step == o.steps) loss = &r->loss, norm = &r->norm;
+    r->over = is_over(r);
+    if (is_due(r, o.log_every) || is_due(r, o.eval_every) || r->over) loss = &r->loss, norm = &r->norm;
     if (backend->update(backend->self, &r->adamw, r->rate, r->step, loss, norm) != 0) return -1;
     r->stepping += seconds() - before;
     if (loss != NULL && !isfinite(*loss)) return fail("step %ld: the loss is not finite; try a smaller --lr", r->step);
@@ -1105,7 +1107,7 @@ static int open_run(Run *r, const char *program) {
     uint64_t stored;
     r->is_terminal = isatty(1), r->started = r->spoken = seconds();
     if (o.resume && load(r) != 0) return -1;
-    if (o.resume && is_done(r))
+    if (o.resume && is_over(r))
         return fail("%s: the run is complete; --init %s starts a new one from its weights", o.dir, o.dir);
     stored = r->data.hash;
     if (load_data(&r->data, program) != 0) return -1;

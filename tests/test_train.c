@@ -537,16 +537,17 @@ static void test_output(void) {
     release(text);
 }
 
-/* A run in minutes ends in time, and its rate has decayed. */
+/* A run in minutes ends in time, its rate has decayed, and its last line has the loss and the norm of the last step, also
+   where none was logged before. */
 static void test_minutes(void) {
     char *text, *last;
-    double rate;
+    double rate, loss, norm;
     size_t n;
-    expect_success("stories -o @/minutes --minutes 0.02 --stories 40 --log-every 1 --eval-every 0" TINY);
+    expect_success("stories -o @/minutes --minutes 0.02 --stories 40 --log-every 1000000 --eval-every 0" TINY);
     text = slurp("@/minutes/log.csv", &n);
     text[n - 1] = 0;
     last = strrchr(text, '\n') + 1;
-    CHECK(sscanf(last, "%*d,%*f,%*f,%lf", &rate) == 1 && rate < 1e-3);
+    CHECK(sscanf(last, "%*d,%*f,%*f,%lf,%lf,%lf", &rate, &loss, &norm) == 3 && rate < 1e-3 && loss > 0 && norm > 0);
     release(text);
 }
 

@@ -125,19 +125,20 @@ run() {
     echo "seconds: $(($(date +%s) - began))"
 }
 
-# Takes runs that nobody has taken yet.
+# Takes runs that nobody has taken yet. Where a signal has stopped train, its log says so: that run is not complete.
 worker() {
     settings | while IFS='|' read -r name stages measure; do
         if ! chosen "$name" || [ -f build/lab/stop ] || ! mkdir "build/lab/$name.taken" 2>/dev/null; then continue; fi
         echo $$ >"build/lab/$name.taken/by"
         if [ ! -f "build/lab/$name.txt" ]; then
             rm -rf "build/lab/${name:?}"
-            if run "$name" "$stages" "$measure" >"build/lab/$name.log"; then
+            if run "$name" "$stages" "$measure" >"build/lab/$name.log" &&
+                ! grep -q '^stopped after step' "build/lab/$name.log"; then
                 mv "build/lab/$name.log" "build/lab/$name.txt"
                 if [ -n "$RESULTS" ]; then cp "build/lab/$name.txt" "$RESULTS"; fi
                 echo "$name: $(tail -n 1 "build/lab/$name.txt")"
             else
-                echo "$name: $(tail -n 1 "build/lab/$name.log")"
+                echo "$name: not complete: $(tail -n 1 "build/lab/$name.log")"
                 continue # nobody else tries it again
             fi
         fi
@@ -146,7 +147,11 @@ worker() {
 }
 
 NAMES=$*
-mkdir -p build/lab ${RESULTS:+"$RESULTS"}
+mkdir -p build/lab ${RESULTS:+"$RESULTS"} || exit 1
+if [ -z "$(settings | while IFS='|' read -r name _; do if chosen "$name"; then echo "$name"; fi; done)" ]; then
+    echo "lab.sh: no run's name begins with: $NAMES" >&2
+    exit 1
+fi
 rm -f build/lab/stop
 for taken in build/lab/*.taken; do # by a lab.sh that was killed
     if [ -d "$taken" ] && ! kill -0 "$(cat "$taken/by")" 2>/dev/null; then rm -r "$taken"; fi
@@ -172,5 +177,5 @@ while [ $i -lt "$jobs" ]; do
     worker &
     i=$((i + 1))
 done
-wait
-if [ -f build/lab/stop ]; then wait && exit 130; fi
+until wait; do :; done # a signal ends a wait, not the runs
+if [ -f build/lab/stop ]; then exit 130; fi
