@@ -94,10 +94,11 @@ recall --len 512 --items 120 --batch 32 --steps 5000 $recall|"
     done
 }
 
-# Whether a run is one of those that are wanted.
-chosen() {
-    for begin in $NAMES; do case $1 in "$begin"* | quick-"$begin"*) return 0 ;; esac; done
-    [ -z "$NAMES" ]
+# Those of the settings that are wanted: whose names begin with one of NAMES.
+wanted() {
+    settings | while read -r line; do
+        for begin in ${NAMES:-""}; do case $line in "$begin"* | quick-"$begin"*) echo "$line" && break ;; esac; done
+    done
 }
 
 # Prints a command and its output; fails where it does, or after Ctrl-C.
@@ -115,8 +116,8 @@ run() {
         unset IFS
         stage=$((stage + 1))
         # shellcheck disable=SC2086
-        say ./train $options $from --seed "${1##*-}" $at ${gpus:+--dtype tf32} $never -o "build/lab/$1/$stage" ||
-            return 1
+        say ./train $options $from --seed "${1##*-}" $at ${gpus:+--dtype tf32} $never -o "build/lab/$1/$stage" &&
+            ! grep -q '^stopped after step' "build/lab/$1.log" || return 1 # by a signal, of which only train knows
         from="--init build/lab/$1/$stage"
     done
     unset IFS
@@ -125,15 +126,14 @@ run() {
     echo "seconds: $(($(date +%s) - began))"
 }
 
-# Takes runs that nobody has taken yet. Where a signal has stopped train, its log says so: that run is not complete.
+# Takes runs that nobody has taken yet.
 worker() {
-    settings | while IFS='|' read -r name stages measure; do
-        if ! chosen "$name" || [ -f build/lab/stop ] || ! mkdir "build/lab/$name.taken" 2>/dev/null; then continue; fi
+    wanted | while IFS='|' read -r name stages measure; do
+        if [ -f build/lab/stop ] || ! mkdir "build/lab/$name.taken" 2>/dev/null; then continue; fi
         echo $$ >"build/lab/$name.taken/by"
         if [ ! -f "build/lab/$name.txt" ]; then
             rm -rf "build/lab/${name:?}"
-            if run "$name" "$stages" "$measure" >"build/lab/$name.log" &&
-                ! grep -q '^stopped after step' "build/lab/$name.log"; then
+            if run "$name" "$stages" "$measure" >"build/lab/$name.log"; then
                 mv "build/lab/$name.log" "build/lab/$name.txt"
                 if [ -n "$RESULTS" ]; then cp "build/lab/$name.txt" "$RESULTS"; fi
                 echo "$name: $(tail -n 1 "build/lab/$name.txt")"
@@ -148,7 +148,7 @@ worker() {
 
 NAMES=$*
 mkdir -p build/lab ${RESULTS:+"$RESULTS"} || exit 1
-if [ -z "$(settings | while IFS='|' read -r name _; do if chosen "$name"; then echo "$name"; fi; done)" ]; then
+if [ -z "$(wanted)" ]; then
     echo "lab.sh: no run's name begins with: $NAMES" >&2
     exit 1
 fi
