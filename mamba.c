@@ -1151,8 +1151,8 @@ static void scan_add_parts(ScanInput grad, ScanWork work, int batch, int len, in
         }
 }
 
-/* The gradients of the scan, by scan_chunk_backward: du, ddelta, dB and dC are overwritten, but where B or C is constant
-   its gradient is added to, as are dA_log and dD.     dy: (batch, len, d_inner); kept: from scan_forward */
+/* The gradients of the scan, by scan_chunk_backward: du, ddelta, dB and dC are overwritten, but where B or C is
+   constant its gradient is added to, as are dA_log and dD.     dy: (batch, len, d_inner); kept: from scan_forward */
 static void scan_backward(ScanInput grad, const real *dy, const real *kept, ScanInput in, ScanWork work, int batch,
                           int len, int d_inner, int d_state) {
     int shares = scan_shares(d_inner), chunks = scan_chunks(len), rows = batch * len;

@@ -1016,8 +1016,8 @@ void load_rows(Few<T, 4> *to, const T *p, int ld, int n, int n_16) {
     to[0] = load_few<4, FAST>(p, n), to[1] = load_few<4, FAST>(p + 16 * (ptrdiff_t)ld, n_16);
 }
 
-/* The tile that begins at position `tile`; nothing from `end` on. WALK: what h needs, OUTPUT:
-   what y needs, GRADIENT: d_out. */
+/* The tile that begins at position `tile`; nothing from `end` on. WALK: what h needs, OUTPUT: what y needs, GRADIENT:
+   d_out. */
 template <bool FAST, bool WALK, bool OUTPUT, bool GRADIENT, class T>
 static __device__ __forceinline__
 void load_tile(TileInput<T> *in, const Scan<T> &s, const ScanPlace &p, int tile, int end) {
@@ -1760,8 +1760,8 @@ template <class T> static int model_backward(Gpu<T> *gpu, int batch, int len) {
     TRY(rmsnorm_backward(gpu, gpu->g.norm_f, gpu->dnormed, gpu->x, gpu->r, gpu->w.norm_f, rows, 0));
     for (int l = c->n_layer - 1; l >= 0; l--)
         TRY(block_backward(gpu, &gpu->g.block[l], &gpu->w.block[l], &gpu->block[l], batch, len));
-    return embedding_backward(gpu->g.embedding.full, gpu->dx, gpu->tokens, gpu->order, gpu->segment, rows, c->vocab_size,
-                              c->d_model, gpu->stream);
+    return embedding_backward(gpu->g.embedding.full, gpu->dx, gpu->tokens, gpu->order, gpu->segment, rows,
+                              c->vocab_size, c->d_model, gpu->stream);
 }
 
 /* 5. LOSS AND OPTIMISER ======================================================================================== */

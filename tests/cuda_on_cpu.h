@@ -523,6 +523,14 @@ inline CUDA_ON_CPU_UNCHECKED void swap_with(Block &b) {
     b.static_bytes.swap(copy);
 }
 
+/* Goes on with a thread of the running block, on its fibre or, if it begins now, on one that is idle. */
+inline CUDA_ON_CPU_UNCHECKED void go_on_with(int k) {
+    Thread &t = thread[current = k];
+    threadIdx = t.index;
+    if (t.fibre == nullptr) t.fibre = fibre_take();
+    if (t.fibre != running) switch_to(t.fibre);
+}
+
 /* The first thread by rank, of all blocks, that can go on. */
 inline CUDA_ON_CPU_UNCHECKED void next_thread_of_all() {
     for (int rank : ranks) {
@@ -530,13 +538,9 @@ inline CUDA_ON_CPU_UNCHECKED void next_thread_of_all() {
         unsigned lanes = b == running_block ? ready[w] : blocks[b].ready[w];
         if (lanes == 0) continue;
         if (b != running_block) swap_with(blocks[running_block]), swap_with(blocks[running_block = b]);
-        current = w * 32 + choose(lanes);
-        ready[w] &= ~(1u << current % 32);
-        Thread &t = thread[current];
-        threadIdx = t.index;
-        if (t.fibre == nullptr) t.fibre = fibre_take();
-        if (t.fibre != running) switch_to(t.fibre);
-        return;
+        int lane = choose(lanes);
+        ready[w] &= ~(1u << lane);
+        return go_on_with(w * 32 + lane);
     }
     for (int b = 0; b < (int)blocks.size(); b++)
         if ((b == running_block ? n_finished : blocks[b].n_finished) < n_thread)
@@ -560,11 +564,7 @@ inline CUDA_ON_CPU_UNCHECKED void next_thread() {
     int lane = choose(ready[current_warp]);
     ready[current_warp] &= ~(1u << lane);
     if (ready[current_warp] == 0) warps &= ~(1u << current_warp);
-    current = current_warp * 32 + lane;
-    Thread &t = thread[current];
-    threadIdx = t.index;
-    if (t.fibre == nullptr) t.fibre = fibre_take();
-    if (t.fibre != running) switch_to(t.fibre);
+    go_on_with(current_warp * 32 + lane);
 }
 
 inline CUDA_ON_CPU_UNCHECKED void fibre_main() {

@@ -470,7 +470,8 @@ template <class T> static void test_scan(ScanCase c) {
     Scan<T> s = {};
     s.batch = batch, s.len = len, s.d_inner = E, s.d_state = N;
     s.u = u_d.device, s.dt = dt_d.device, s.z = xz_d.device + E, s.B = dbc_d.device + R, s.C = s.B + N;
-    s.ld_u = s.ld_dt = s.ld_out = s.ld_d_out = s.ld_du = s.ld_ddt = E, s.ld_z = s.ld_dz = 2 * E, s.ld_b = s.ld_c = s.ld_dbc = W;
+    s.ld_u = s.ld_dt = s.ld_out = s.ld_d_out = s.ld_du = s.ld_ddt = E, s.ld_z = s.ld_dz = 2 * E;
+    s.ld_b = s.ld_c = s.ld_dbc = W;
     s.A_log = A_d.device, s.D = D_d.device, s.dt_bias = bias_d.device,
     s.h_first = c.with_state ? from_d.device : nullptr, s.h_last = to_d.device;
     s.ld_h = state, s.out = out_d.device, s.checkpoints = kept_d.device, s.scratch = scratch.device;

@@ -537,8 +537,8 @@ static void test_output(void) {
     release(text);
 }
 
-/* A run in minutes ends in time, its rate has decayed, and its last line has the loss and the norm of the last step, also
-   where none was logged before. */
+/* A run in minutes ends in time, its rate has decayed, and its last line has the loss and the norm of the last step,
+   also where none was logged before. */
 static void test_minutes(void) {
     char *text, *last;
     double rate, loss, norm;
