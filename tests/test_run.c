@@ -563,12 +563,12 @@ static void test_task(void) {
     backend.close(backend.self);
     model_free(&m);
     refuses("@/task --task sorting", "--task", "sorting");
-    refuses("@/task --task copying --len 31", "copying", "length of 31");
+    refuses("@/task --task copying --len 31", "copying", "--len 31 with --items 16, expected 32 to");
     refuses("@/task --task copying --len 64:", "--len", "64:");
     refuses("@/task --task copying --len 64:32", "--len", "64:32");
     refuses("@/task --task copying --len 64:9999999999", "--len", "2^30");
     refuses("@/task --task copying --len x", "--len", "'x'");
-    refuses("@/task --task recall --items 2", "recall", "2 items, expected 1 to 1");
+    refuses("@/task --task recall --items 2", "recall", "--items 2 with a vocabulary of 5, expected 1 to 1");
     refuses("@/task --task copying -p a", "--task", "-p");
     refuses("@/task -p a", "tokenizer.bin", "");
 }

@@ -310,8 +310,8 @@ static void test_task_limits(void) {
     int copying = task_find("copying"), recall = task_find("recall");
     CHECK(task_find("stories") == N_TASK && task_create(&task, copying, 0, 0, 0) == 0);
     CHECK(task.len == 4096 && task.vocab == 16 && task.items == 16);
-    CHECK(task_create(&task, copying, 31, 0, 0) != 0 && strstr(error_message, "length of 31, expected 32") != NULL);
-    CHECK(task_create(&task, copying, 0, 3, 0) != 0 && strstr(error_message, "vocabulary of 3") != NULL);
+    CHECK(task_create(&task, copying, 31, 0, 0) != 0 && strstr(error_message, "--len 31 with --items 16") != NULL);
+    CHECK(task_create(&task, copying, 0, 3, 0) != 0 && strstr(error_message, "(--vocab-size) of 3") != NULL);
     CHECK(task_create(&task, copying, 0, 0, MAX_ITEMS) == 0 && task_create(&task, copying, 0, 0, MAX_ITEMS + 1) != 0);
     CHECK(task_create(&task, recall, 28, 16, 7) == 0 && task_create(&task, recall, 28, 16, 8) != 0);
     CHECK(task_create(&task, task_find("induction"), 0, 0, 2) != 0 && strstr(error_message, "1 to 1") != NULL);
@@ -609,7 +609,7 @@ static void test_tasks(void) {
     CHECK(strstr(text, "(chance 20.00%)") != NULL && !exists("@/task2/tokenizer.bin"));
     release(text);
     expect_refusal("--resume -o @/task2 --selective all", "--selective", "all");
-    expect_refusal("--resume induction -o @/task2", "induction", "3 items");
+    expect_refusal("--resume induction -o @/task2", "induction", "--items 3");
     expect_success("--resume -o @/task2");
     CHECK(is_same("@/task/model.safetensors", "@/task2/model.safetensors"));
     expect_success("recall -o @/until --vocab-size 6 --items 2 --steps 12 --eval-every 3 --until 0.01" TINY);
@@ -623,9 +623,10 @@ static void test_tasks(void) {
     expect_refusal("@/text -o @/new --tokenizer bytes --selective ''", "--selective", "''");
     expect_refusal("@/text -o @/new --tokenizer bytes --selective B, ", "--selective", "B,");
     expect_refusal("@/text -o @/new --init @/none --selective all", "--init", "--selective");
-    expect_refusal("copying -o @/new --len 20", "copying", "length of 20");
-    expect_refusal("recall -o @/new --vocab-size 32", "recall", "16 items, expected 1 to 15");
-    expect_refusal("induction -o @/new --items 2", "induction", "items");
+    expect_refusal("copying -o @/new --len 20", "copying", "--len 20 with --items 16, expected 32 to");
+    expect_refusal("copying -o @/new --vocab-size 3", "copying", "(--vocab-size) of 3, expected 4 to");
+    expect_refusal("recall -o @/new --vocab-size 32", "recall", "--items 16 with a vocabulary of 32, expected 1 to 15");
+    expect_refusal("induction -o @/new --items 2", "induction", "--items 2");
     expect_refusal("induction -o @/new --init @/none/such", "none/such/config.json", "");
     expect_success("induction -o @/onward --init @/task --len 20 --steps 2 --stop 1");
     expect_success("--resume -o @/onward");
