@@ -415,7 +415,8 @@ static void shell(const char *line) {
     CHECK(system(command) == 0);
 }
 
-#define TINY " --d-model 8 --n-layer 1 --d-state 4 --batch 2 --len 32 --sample-tokens 8 --held-out 0.03 "
+#define TINY_TASK " --d-model 8 --n-layer 1 --d-state 4 --batch 2 --len 32 "
+#define TINY TINY_TASK "--sample-tokens 8 --held-out 0.03 "
 
 static void expect_success(const char *arguments) {
     int status = run("", arguments);
@@ -601,8 +602,8 @@ static void test_lies(void) {
 static void test_tasks(void) {
     char *text, *last;
     size_t n;
-    expect_success("copying -o @/task --vocab-size 7 --items 3 --steps 12 --selective delta,C" TINY);
-    expect_success("copying -o @/task2 --vocab-size 7 --items 3 --steps 12 --selective delta,C --stop 5" TINY
+    expect_success("copying -o @/task --vocab-size 7 --items 3 --steps 12 --selective delta,C" TINY_TASK);
+    expect_success("copying -o @/task2 --vocab-size 7 --items 3 --steps 12 --selective delta,C --stop 5" TINY_TASK
                    "--eval-every 2");
     text = slurp("@/out", &n);
     CHECK(strstr(text, "constant: B ") != NULL && strstr(text, "held-out 1.9") != NULL);
@@ -612,7 +613,7 @@ static void test_tasks(void) {
     expect_refusal("--resume induction -o @/task2", "induction", "--items 3");
     expect_success("--resume -o @/task2");
     CHECK(is_same("@/task/model.safetensors", "@/task2/model.safetensors"));
-    expect_success("recall -o @/until --vocab-size 6 --items 2 --steps 12 --eval-every 3 --until 0.01" TINY);
+    expect_success("recall -o @/until --vocab-size 6 --items 2 --steps 12 --eval-every 3 --until 0.01" TINY_TASK);
     text = slurp("@/until/log.csv", &n);
     text[n - 1] = 0;
     last = strrchr(text, '\n') + 1;
@@ -633,6 +634,28 @@ static void test_tasks(void) {
     text = slurp("@/out", &n);
     CHECK(strstr(text, "samples of 20 tokens, vocabulary 7, 1 to remember") != NULL);
     release(text);
+}
+
+/* Options without an effect on DATA that is a text, stories or a task, on --resume too. */
+static void test_options_of_others(void) {
+    static const char *const of_task[] = {"--items 3", "--every-token", "--until 0.5", NULL};
+    static const char *const of_texts[] = {"--stories 40", "--tokenizer bytes", "--held-out 0.2", "--temperature 0.5",
+                                           "--top-p 1", NULL};
+    char line[256], name[32];
+    for (int i = 0; of_task[i] != NULL; i++) {
+        sscanf(of_task[i], "%31s", name);
+        snprintf(line, sizeof line, "stories -o @/new --stories 40 --steps 1" TINY "%s", of_task[i]);
+        expect_refusal(line, name, "on stories");
+        snprintf(line, sizeof line, "@/text -o @/new --tokenizer bytes --steps 1" TINY "%s", of_task[i]);
+        expect_refusal(line, name, "/text");
+    }
+    for (int i = 0; of_texts[i] != NULL; i++) {
+        sscanf(of_texts[i], "%31s", name);
+        snprintf(line, sizeof line, "recall -o @/new --items 2 --steps 1" TINY_TASK "%s", of_texts[i]);
+        expect_refusal(line, name, "on recall");
+    }
+    expect_refusal("@/text -o @/new --tokenizer bytes --stories 40 --steps 1" TINY, "--stories", "/text");
+    expect_refusal("--resume -o @/parts3 --until 0.5", "--until", "on stories");
 }
 
 static void test_refusals(void) {
@@ -745,6 +768,7 @@ int main(int argc, char **argv) {
     test_init();
     test_tasks();
     expect_success("stories -o @/parts3 --stories 40 --steps 6 --stop 3" TINY);
+    test_options_of_others();
     test_refusals();
     expect_success("@/text -o @/parts4 --tokenizer bytes --steps 6 --seed 5 --stop 3" TINY);
     test_full_disk();
