@@ -71,7 +71,7 @@ clean:
 NAMES     = $(sort $(basename $(notdir $(wildcard tests/test_*.c tests/test_*.cpp tests/test_*.cu))))
 TESTS     = $(NAMES:%=build/%) $(NAMES:%=build/sanitized_%)
 SANITIZE  = -O1 -g1 -fsanitize=address,undefined -fno-sanitize-recover=undefined
-TEST_DEPS = tests/check.h mamba.c | build
+TEST_DEPS = tests/check.h tests/work.h mamba.c | build
 ON_CPU    = -x c++ -std=c++17 -DCUDA_ON_CPU -fno-strict-aliasing -march=native -Wall -Wextra -Wno-psabi \
             -Wno-unknown-pragmas
 

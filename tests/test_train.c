@@ -13,11 +13,12 @@ static void *modest_calloc(size_t n, size_t size) { return n > ((size_t)1 << 28)
 #include "../train.c"
 #undef main
 #include "check.h"
+#include "work.h"
 
 #include <fcntl.h>
 #include <sys/wait.h>
 
-static char work[] = "/tmp/mamba-test-XXXXXX", program[PATH_SIZE];
+static char program[PATH_SIZE];
 
 #if defined(__SANITIZE_ADDRESS__)
 enum { N_STORY = 3000 };
@@ -112,23 +113,11 @@ static void test_probabilities(void) {
 
 /* DATA ========================================================================================================= */
 
-/* Replaces @ by our directory. */
-static void expand(char *to, const char *from) {
-    for (; *from != 0; from++) {
-        if (*from == '@') to += sprintf(to, "%s", work);
-        else *to++ = *from;
-    }
-    *to = 0;
-}
-
 static void write_text(const char *name, size_t n) {
-    char path[PATH_SIZE], *text = (char *)malloc(n + 1);
+    char *text = (char *)malloc(n + 1);
     uint64_t rng = n;
-    FILE *file;
     for (size_t i = 0; i < n; i++) text[i] = (char)("etaoin shrdlu\n\xc3\xa9"[random_bits(&rng) % 16]);
-    snprintf(path, sizeof path, "%s/%s", work, name);
-    file = fopen(path, "wb");
-    CHECK(file != NULL && fwrite(text, 1, n, file) == n && fclose(file) == 0);
+    put(name, text, n);
     free(text);
 }
 
@@ -380,39 +369,11 @@ static void test_measure(void) {
 
 /* Runs the program in a shell, after `before`; the exit status. Output goes to @/out and @/err. */
 static int run(const char *before, const char *arguments) {
-    char line[8192], command[16384];
+    char line[8192];
     int status;
     snprintf(line, sizeof line, "%s %s train %s >@/out 2>@/err </dev/null", before, program, arguments);
-    expand(command, line);
-    status = system(command);
+    status = system(at(line));
     return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
-}
-
-static char *slurp(const char *name, size_t *n) {
-    char path[PATH_SIZE];
-    expand(path, name);
-    return read_file(path, n);
-}
-
-static int is_same(const char *a, const char *b) {
-    size_t n, m;
-    char *x = slurp(a, &n), *y = slurp(b, &m);
-    int same = x != NULL && y != NULL && n == m && memcmp(x, y, n) == 0;
-    release(x);
-    release(y);
-    return same;
-}
-
-static int exists(const char *name) {
-    char path[PATH_SIZE];
-    expand(path, name);
-    return access(path, F_OK) == 0;
-}
-
-static void shell(const char *line) {
-    char command[16384];
-    expand(command, line);
-    CHECK(system(command) == 0);
 }
 
 #define TINY_TASK " --d-model 8 --n-layer 1 --d-state 4 --batch 2 --len 32 "
@@ -739,10 +700,10 @@ int main(int argc, char **argv) {
     test_stories_are_unambiguous();
     test_other_texts_are_refused();
     test_probabilities();
-    write_text("text", 10000);
-    write_text("short", 20);
-    write_text("empty", 0);
-    write_text("file", 1);
+    write_text("@/text", 10000);
+    write_text("@/short", 20);
+    write_text("@/empty", 0);
+    write_text("@/file", 1);
     test_rows("@/text -o x --tokenizer bytes --len 50");
     test_rows("stories -o x --tokenizer bytes --len 50 --stories 60");
     test_windows();
