@@ -15,8 +15,6 @@
 
 typedef struct { char *out, *error; size_t n_out, allocated; int status, counted; } Result;
 
-static void put_text(const char *name, const char *text) { put(name, text, strlen(text)); }
-
 /* Runs main in a process of its own, with one thread, since others do not survive a fork. Arguments are apart by a
    space; '' is an empty one. */
 static Result run(const char *arguments) {

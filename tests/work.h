@@ -1,5 +1,5 @@
-/* A directory of a test's own, under /tmp, that its main makes: mkdtemp(work). In names and commands @ stands for it.
-   To be included after mamba.c and check.h.
+/* Files of tests. In names and commands @ stands for a directory under /tmp, which main then makes: mkdtemp(work).
+   To be included after check.h and mamba.c.
    SPDX-License-Identifier: MIT */
 static char work[] = "/tmp/mamba-test-XXXXXX";
 
@@ -29,6 +29,8 @@ static void put(const char *name, const void *data, size_t n) {
     FILE *file = fopen(at(name), "wb");
     CHECK(file != NULL && fwrite(data, 1, n, file) == n && fclose(file) == 0);
 }
+
+static void put_text(const char *name, const char *text) { put(name, text, strlen(text)); }
 
 static int is_same(const char *a, const char *b) {
     size_t n, m;
