@@ -198,7 +198,7 @@ ex-%: | build
 	@build/ex_$*
 
 test: all $(TESTS) $(OUTPUTS)
-	CC="$(CC)" sh tests/suite.sh $(TESTS) tests/builds.sh tests/exercises.sh tests/lab.sh
+	CC="$(CC)" sh tests/suite.sh $(TESTS) tests/builds.sh tests/lab.sh tests/exercises.sh
 
 # Each kind of file that run and train read, see tests/fuzz.c. A failure leaves its input in build/fuzz. What is used
 # before it has a value is found after make clean with FUZZ_SANITIZE=memory.
