@@ -71,7 +71,7 @@ clean:
 NAMES     = $(sort $(basename $(notdir $(wildcard tests/test_*.c tests/test_*.cpp tests/test_*.cu))))
 TESTS     = $(NAMES:%=build/%) $(NAMES:%=build/sanitized_%)
 SANITIZE  = -O1 -g1 -fsanitize=address,undefined -fno-sanitize-recover=undefined
-TEST_DEPS = tests/check.h mamba.c | build
+TEST_DEPS = tests/check.h tests/work.h mamba.c | build
 ON_CPU    = -x c++ -std=c++17 -DCUDA_ON_CPU -fno-strict-aliasing -march=native -Wall -Wextra -Wno-psabi \
             -Wno-unknown-pragmas
 
@@ -198,7 +198,7 @@ ex-%: | build
 	@build/ex_$*
 
 test: all $(TESTS) $(OUTPUTS)
-	CC="$(CC)" sh tests/suite.sh $(TESTS) tests/builds.sh tests/exercises.sh
+	CC="$(CC)" sh tests/suite.sh $(TESTS) tests/builds.sh tests/lab.sh tests/exercises.sh
 
 # Each kind of file that run and train read, see tests/fuzz.c. A failure leaves its input in build/fuzz. What is used
 # before it has a value is found after make clean with FUZZ_SANITIZE=memory.

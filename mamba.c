@@ -3957,9 +3957,12 @@ static int task_create(Task *s, int kind, long long len, long long vocab, long l
     default: answers = vocab - vocab / 2, most = vocab / 2 - 1 < most ? vocab / 2 - 1 : most;
     }
     shortest = items * task_table[kind].len_per_item;
-    if (vocab < 4 || vocab > 1 << 20) return fail("%s: vocabulary of %lld, expected 4 to 2^20", name, vocab);
-    if (items < 1 || items > most) return fail("%s: %lld items, expected 1 to %lld", name, items, most);
-    if (len < shortest || len > 1 << 30) return fail("%s: length of %lld, expected %lld to 2^30", name, len, shortest);
+    if (vocab < 4 || vocab > 1 << 20)
+        return fail("%s: a vocabulary (--vocab-size) of %lld, expected 4 to 2^20", name, vocab);
+    if (items < 1 || items > most)
+        return fail("%s: --items %lld with a vocabulary of %lld, expected 1 to %lld", name, items, vocab, most);
+    if (len < shortest || len > 1 << 30)
+        return fail("%s: --len %lld with --items %lld, expected %lld to 2^30", name, len, items, shortest);
     s->len = (int)len, s->vocab = (int)vocab, s->items = (int)items, s->n_answer = (int)answers;
     return 0;
 }

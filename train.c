@@ -460,11 +460,13 @@ typedef struct {
 typedef struct { double nats, floor; long n_tokens, n_bytes, right, n_samples, samples_right; } Score;
 
 /* What DATA can be. load: the data, or settings; draw: a batch to train on, tokens, targets: (batch, len); measure: on
-   data that is held out, on all of it or on about `limit` tokens if that is not 0. Ctrl-C ends measuring early. */
+   data that is held out, on all of it or on about `limit` tokens if that is not 0. Ctrl-C ends measuring early.
+   refused: options without an effect, but for those that tutorial/lab.sh gives to stories and tasks alike. */
 struct DataKind {
     int (*load)(Data *d, const char *program);
     void (*draw)(Data *d, uint64_t *rng, int *tokens, int *targets);
     int (*measure)(Data *d, const Backend *backend, long long limit, Score *sum);
+    const char *refused[6];        /* then a NULL */
 };
 
 enum { EVAL_STREAMS = 16 };
@@ -679,13 +681,18 @@ static int measure_samples(Data *d, const Backend *backend, long long limit, Sco
     return 0;
 }
 
-static const DataKind data_text = {load_text, draw_windows, measure_rows};
-static const DataKind data_stories = {load_stories, draw_windows, measure_rows};
-static const DataKind data_task = {load_task, draw_samples, measure_samples};
+static const DataKind data_text = {load_text, draw_windows, measure_rows,
+                                   {"--items", "--every-token", "--until", "--stories", NULL}};
+static const DataKind data_stories = {load_stories, draw_windows, measure_rows,
+                                      {"--items", "--every-token", "--until", NULL}};
+static const DataKind data_task = {load_task, draw_samples, measure_samples,
+                                   {"--stories", "--tokenizer", "--held-out", "--temperature", "--top-p", NULL}};
 
 static int load_data(Data *d, const char *program) {
     d->is_stories = strcmp(o.data, "stories") == 0;
     d->kind = d->is_stories ? &data_stories : task_find(o.data) < N_TASK ? &data_task : &data_text;
+    for (const char *const *name = d->kind->refused; *name != NULL; name++)
+        if (option_given[find_option(*name)]) return fail("option %s: it has no effect on %s", *name, o.data);
     if (o.len == 0 && d->kind != &data_task) o.len = 512;
     if (d->kind->load(d, program) != 0) return -1;
     if (d->task.len == 0) d->n_vocab = d->tokenizer.n_vocab;

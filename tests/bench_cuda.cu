@@ -110,15 +110,21 @@ typedef struct {
     double official, must, moonshot;
 } Goal;
 
+/* Ends a line: what was measured, microseconds or a rate, beside the goal. */
+static void print_goal(double measured, Goal goal, int is_rate) {
+    auto times = [=](double wanted) { return is_rate ? measured / wanted : wanted / measured; }; /* as fast */
+    if (goal.official > 0) printf("  official %7.0f  %5.2fx", goal.official, times(goal.official));
+    if (goal.must > 0)
+        printf("  must %7.0f  %s  moonshot %7.0f%s", goal.must, times(goal.must) >= 1 ? "met   " : "MISSED",
+               goal.moonshot, times(goal.moonshot) >= 1 ? "  met" : "");
+    printf("\n");
+}
+
 static void print_time(const char *name, double us, double bytes, double exponentials, Goal goal) {
     double floor = 1e6 * fmax(bytes / bandwidth, exponentials / (16.0 * device.multiProcessorCount * clock_rate));
     printf("%-34s %8.1f us  %3.0f%% of bandwidth  %4.2f of floor", name, us, 100 * bytes / bandwidth / (1e-6 * us),
            floor / us);
-    if (goal.official > 0) printf("  official %6.0f  %4.2fx", goal.official, goal.official / us);
-    if (goal.must > 0)
-        printf("  must %5.0f  %s  moonshot %5.0f%s", goal.must, us <= goal.must ? "met   " : "MISSED", goal.moonshot,
-               us <= goal.moonshot ? "  met" : "");
-    printf("\n");
+    print_goal(us, goal, 0);
 }
 
 template <class T> static void bench_scan_shape(int batch, int E, int len, Goal forward, Goal backward) {
@@ -283,11 +289,7 @@ static void bench_train() {
         double gib, rate = train(row, 0, &gib);
         printf("train %-5s %2d x %4d %s%s %10.0f tokens/s %6.2f GiB", row.name, row.batch, row.len, row.dtype,
                row.lean ? " lean" : "     ", rate, gib);
-        if (row.goal.official > 0) printf("  official %7.0f  %5.2fx", row.goal.official, rate / row.goal.official);
-        if (row.goal.must > 0)
-            printf("  must %7.0f  %s  moonshot %7.0f%s", row.goal.must, rate >= row.goal.must ? "met   " : "MISSED",
-                   row.goal.moonshot, rate >= row.goal.moonshot ? "  met" : "");
-        printf("\n");
+        print_goal(rate, row.goal, 1);
     }
 }
 
@@ -352,11 +354,7 @@ static void bench_decode() {
         printf("decode %-5s %2d stream%s %s %s %8.0f tokens/s  %3.0f%% of bandwidth  first token %5.2f ms", row.name,
                row.streams, row.streams > 1 ? "s" : " ", row.dtype, row.temperature == 0 ? "greedy" : "drawn ", rate,
                100 * rate / row.streams * bytes / bandwidth, first);
-        if (row.goal.official > 0) printf("  official %6.0f  %5.2fx", row.goal.official, rate / row.goal.official);
-        if (row.goal.must > 0)
-            printf("  must %6.0f  %s  moonshot %6.0f%s", row.goal.must, rate >= row.goal.must ? "met   " : "MISSED",
-                   row.goal.moonshot, rate >= row.goal.moonshot ? "  met" : "");
-        printf("\n");
+        print_goal(rate, row.goal, 1);
     }
     printf("(first token, 130m: official 19.3 ms in bf16, 21.8 ms in fp32; must 3 ms, moonshot 1 ms)\n");
 }

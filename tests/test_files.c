@@ -121,6 +121,7 @@ static int test_fclose(FILE *f) {
 #define rename test_rename
 #define fclose test_fclose
 #include "../mamba.c"
+#include "work.h"
 
 #define DIR "build/checkpoints"
 
@@ -135,13 +136,6 @@ static void check_says(const char *part, int line) {
     CHECK(strstr(error_message, part) != NULL);
     CHECK(allocated < MOST_ALLOCATED);
 }
-
-static void put(const char *path, const void *data, size_t n) {
-    FILE *f = fopen(path, "wb");
-    CHECK(f != NULL && fwrite(data, 1, n, f) == n && fclose(f) == 0);
-}
-
-static void put_text(const char *path, const char *text) { put(path, text, strlen(text)); }
 
 /* JSON, here written with ' for " */
 static void put_json(const char *path, const char *json) {
@@ -159,20 +153,6 @@ static void put_tensors(const char *path, const char *header, size_t n) {
     for (size_t i = 0; i < length; i++) file[8 + i] = header[i] == '\'' ? '"' : (unsigned char)header[i];
     for (size_t i = 0; i < n; i++) file[8 + length + i] = (unsigned char)i;
     put(path, file, 8 + length + n);
-}
-
-static int exists(const char *path) {
-    struct stat status;
-    return lstat(path, &status) == 0;
-}
-
-static int same_bytes(const char *a, const char *b) {
-    size_t n, m;
-    char *x = read_file(a, &n), *y = read_file(b, &m);
-    int same = x != NULL && y != NULL && n == m && memcmp(x, y, n) == 0;
-    release(x);
-    release(y);
-    return same;
 }
 
 /* An empty directory of that name. */
@@ -227,8 +207,8 @@ static void test_round_trip(void) {
         CHECK(model_load(&copy, dir) == 0 && same_model(&m, &copy));
         CHECK(copy.params.head.full == copy.weights + (k % 2 ? 0 : copy.tensor[copy.n_tensor - 1].offset));
         CHECK(model_save(&copy, fresh("again")) == 0 && !exists(DIR "/again/model.safetensors.tmp"));
-        CHECK(same_bytes(DIR "/round/model.safetensors", DIR "/again/model.safetensors"));
-        CHECK(same_bytes(DIR "/round/config.json", DIR "/again/config.json"));
+        CHECK(is_same(DIR "/round/model.safetensors", DIR "/again/model.safetensors"));
+        CHECK(is_same(DIR "/round/config.json", DIR "/again/config.json"));
         file = read_file(DIR "/round/model.safetensors", &n);
         CHECK(file != NULL);
         memcpy(&length, file, 8);
@@ -818,11 +798,11 @@ static void test_every_fault(void) {
             failed = fault == 0, fault = 0;
             if (status == 0) CHECK(!failed || (fault_was_fclose && calls[k].file == NULL));
             else CHECK(failed && strncmp(error_message, DIR "/faults", strlen(DIR "/faults")) == 0);
-            if (status != 0 && calls[k].file != NULL && !same_bytes(path, DIR "/old"))
-                n_replaced++, CHECK(same_bytes(path, DIR "/new"));
+            if (status != 0 && calls[k].file != NULL && !is_same(path, DIR "/old"))
+                n_replaced++, CHECK(is_same(path, DIR "/new"));
         }
         CHECK(n > calls[k].least && n_replaced == (calls[k].file != NULL)); /* once: its directory is not synced */
-        if (calls[k].file != NULL) CHECK(same_bytes(path, DIR "/new"));
+        if (calls[k].file != NULL) CHECK(is_same(path, DIR "/new"));
     }
     model_free(&called_model);
 }
@@ -859,10 +839,10 @@ static void test_power_cut(void) {
             CHECK(model_load(&got, dir) == 0 && (same_model(&old, &got) || same_model(&m, &got)));
             if (same_model(&m, &got)) n_new++;
             model_free(&got);
-            CHECK(same_bytes(state, DIR "/old_state") || same_bytes(state, DIR "/new_state"));
-            n_old += same_bytes(state, DIR "/old_state");
+            CHECK(is_same(state, DIR "/old_state") || is_same(state, DIR "/new_state"));
+            n_old += is_same(state, DIR "/old_state");
         }
-        CHECK(status == 1 && same_bytes(state, DIR "/new_state"));
+        CHECK(status == 1 && is_same(state, DIR "/new_state"));
         CHECK(n > 40 && n_old > 30 && n_new > 10);
     }
     model_free(&m);

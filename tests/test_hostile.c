@@ -7,30 +7,13 @@
 #include "../run.c"
 #undef main
 #include "check.h"
+#include "work.h"
 
 #include <sys/wait.h>
-
-static char work[] = "/tmp/mamba-test-XXXXXX";
 
 /* THE PROGRAM ================================================================================================== */
 
 typedef struct { char *out, *error; size_t n_out, allocated; int status, counted; } Result;
-
-/* In a name, @ stands for the directory of this test. */
-static const char *at(const char *name) {
-    static char path[4][PATH_SIZE];
-    static int next;
-    next = (next + 1) % 4;
-    snprintf(path[next], PATH_SIZE, "%s%s", name[0] == '@' ? work : name, name[0] == '@' ? name + 1 : "");
-    return path[next];
-}
-
-static void put(const char *name, const void *data, size_t n) {
-    FILE *file = fopen(at(name), "wb");
-    CHECK(file != NULL && fwrite(data, 1, n, file) == n && fclose(file) == 0);
-}
-
-static void put_text(const char *name, const char *text) { put(name, text, strlen(text)); }
 
 /* Runs main in a process of its own, with one thread, since others do not survive a fork. Arguments are apart by a
    space; '' is an empty one. */
@@ -486,10 +469,6 @@ int main(void) {
     test_no_files();
     test_releases();
     release(good_weights), release(good_tokenizer);
-    if (check_failed == 0) {
-        char command[100];
-        snprintf(command, sizeof command, "rm -r %s", work);
-        CHECK(system(command) == 0);
-    }
+    if (check_failed == 0) shell("rm -r @");
     return check_report();
 }

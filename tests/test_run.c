@@ -7,41 +7,15 @@
 #include "../run.c"
 #undef main
 #include "check.h"
+#include "work.h"
 
 #include <sys/stat.h>
 #include <sys/wait.h>
 
-static char work[] = "/tmp/mamba-test-XXXXXX"; /* a directory of our own */
 static const char *program, *limits = ""; /* this program; what to start it from */
 
 /* What a command printed. `status` is its exit status; `error` the first 1000 bytes of standard error. */
 typedef struct { Text out; char error[1000]; int status; } Result;
-
-static char *slurp(const char *name, size_t *n) {
-    char path[4096];
-    snprintf(path, sizeof path, "%s/%s", work, name);
-    return read_file(path, n);
-}
-
-static void spit(const char *name, const char *data, size_t n) {
-    char path[4096];
-    snprintf(path, sizeof path, "%s/%s", work, name);
-    CHECK(write_file(path, data, n) == 0);
-}
-
-static void expand(char *to, const char *from) {
-    for (; *from != '\0'; from++) {
-        if (*from == '@') to += sprintf(to, "%s", work);
-        else *to++ = *from;
-    }
-    *to = '\0';
-}
-
-static void shell(const char *text) {
-    char command[4096];
-    expand(command, text);
-    CHECK(system(command) == 0);
-}
 
 /* Starts run with arguments for the shell, in which @ stands for the directory. The default input is /dev/null. */
 static Result run(const char *arguments) {
@@ -57,7 +31,7 @@ static Result run(const char *arguments) {
     r.status = pclose(pipe);
     r.status = WIFEXITED(r.status) ? WEXITSTATUS(r.status) : -1;
     r.out.n--;
-    end = slurp("error", &n);
+    end = slurp("@/error", &n);
     snprintf(r.error, sizeof r.error, "%s", end != NULL ? end : "");
     release(end);
     return r;
@@ -122,15 +96,13 @@ static void make_model(const char *name, uint64_t seed) {
 
 /* A vocabulary of five, no tokenizer, and constants: as train leaves it for a task. */
 static void make_task_model(void) {
-    char path[4096];
     Config c = small_config();
     Model m;
     c.vocab_size = 5, c.bos_id = c.eos_id = c.pad_id = -1, c.constant_B = 1;
-    snprintf(path, sizeof path, "%s/task", work);
     CHECK(model_create(&m, &c) == 0);
     model_init(&m, 4);
     for (size_t i = 0; i < m.n_param; i++) m.weights[i] *= 4;
-    CHECK(model_save(&m, path) == 0);
+    CHECK(model_save(&m, at("@/task")) == 0);
     model_free(&m);
 }
 
@@ -204,20 +176,19 @@ static void test_stop(void) {
 
 /* A directory with a tokenizer.json says what one with the same tokenizer.bin says; what --encode prints is decoded. */
 static void test_tokenizer_json(void) {
-    char name[4096], all[256 + 13], *file;
+    char all[256 + 13], *file;
     size_t n;
     Tokenizer t;
     Result a, b;
     shell("cd @ && cp -r m json && rm json/tokenizer.bin && mkdir foreign");
-    snprintf(name, sizeof name, "%s/json/tokenizer.json", work);
-    CHECK(tokenizer_bytes(&t) == 0 && tokenizer_json_save(&t, name) == 0);
+    CHECK(tokenizer_bytes(&t) == 0 && tokenizer_json_save(&t, at("@/json/tokenizer.json")) == 0);
     tokenizer_free(&t);
     a = run("@/m -p 'it is' -n 40 --seed 3"), b = run("@/json -p 'it is' -n 40 --seed 3");
     CHECK(a.status == 0 && b.status == 0 && a.out.n > 5 && same(&a.out, &b.out));
     done(&a), done(&b);
     for (int c = 0; c < 256; c++) all[c] = (char)c;
     memcpy(all + 256, "<|endoftext|>", 13);
-    spit("all", all, sizeof all);
+    put("@/all", all, sizeof all);
     a = run("@/m --encode @/all > @/tokens"), b = run("@/json --encode @/all | cmp - @/tokens");
     CHECK(a.status == 0 && b.status == 0);
     done(&a), done(&b);
@@ -225,11 +196,11 @@ static void test_tokenizer_json(void) {
     CHECK(a.status == 0 && b.status == 0);
     done(&a), done(&b);
     shell("cp tests/fixtures/tokenizer/tokenizer.json @/foreign"); /* no model is needed */
-    spit("odd", "e\xCC\x81 \xFF\n   \xF0\x9F\x98\x80", 13);
+    put("@/odd", "e\xCC\x81 \xFF\n   \xF0\x9F\x98\x80", 13);
     expect("@/foreign --encode @/odd", "311\t\\xc3\\xa9\n209\t \n171\t\\xef\n125\t\\xbf\n123\t\\xbd\n187\t\\n\n"
                                      "705\t   \n709\t\\xf0\\x9f\\x98\\x80\n");
     a = run("@/foreign --encode @/odd > @/tokens"), b = run("@/foreign --decode @/tokens > @/decoded");
-    file = slurp("decoded", &n);
+    file = slurp("@/decoded", &n);
     CHECK(n == 14 && memcmp(file, "\xC3\xA9 \xEF\xBF\xBD\n   \xF0\x9F\x98\x80", 14) == 0);
     release(file);
     done(&a), done(&b);
@@ -243,7 +214,7 @@ static void test_output(void) {
     expect("@/m -p 'Hello' -n 0 --no-echo", "");
     expect("@/m -n 0 --ids '1 2 3'", "");
     expect("--help | head -c 5", "./run");
-    spit("prompt", "from a file\n", 12);
+    put("@/prompt", "from a file\n", 12);
     expect("@/m -f @/prompt -n 0", "from a file\n");
     expect("@/m -n 0 < @/prompt", "from a file");
     a = run("@/m -p 'Once' -n 40 --seed 3"), b = run("@/m -p 'Once' -n 40 --seed 3");
@@ -275,13 +246,13 @@ static void test_output(void) {
     a = run("@/untokenized -n 5 --ids '3, 1 4'"); /* needs no tokenizer */
     CHECK(a.status == 0 && a.out.n > 5);
     done(&a);
-    spit("bytes", "tab\t\xC3\xA9\n<|endoftext|>\\", 21);
+    put("@/bytes", "tab\t\xC3\xA9\n<|endoftext|>\\", 21);
     expect("@/m --encode @/bytes", "117\tt\n98\ta\n99\tb\n10\t\\t\n196\t\\xc3\n170\t\\xa9\n11\t\\n\n0\t<|endoftext|>\n"
                                    "93\t\\x5c\n");
     a = run("@/m --encode @/bytes | cut -f 1 > @/ids");
     done(&a);
     a = run("@/m --decode @/ids > @/decoded");
-    file = slurp("decoded", &n);
+    file = slurp("@/decoded", &n);
     CHECK(a.status == 0 && n == 21 && memcmp(file, "tab\t\xC3\xA9\n<|endoftext|>\\", 21) == 0);
     release(file);
     done(&a);
@@ -360,19 +331,18 @@ static void test_state(void) {
 /* --logits has the logits of each position, as found by feeding one token at a time. */
 static void test_logits(void) {
     const char text[] = "The quick brown fox jumps over the lazy dog 1234567890 times, and then the next; and so on.";
-    char path[4096], *file;
+    char *file;
     size_t n, length = sizeof text - 1;
     Model m;
     Backend backend;
     Result r;
     static real expected[VOCAB];
     double worst = 0, largest = 0;
-    spit("text", text, length);
+    put("@/text", text, length);
     r = run("@/m -f @/text -n 0 --logits @/logits");
-    file = slurp("logits", &n);
+    file = slurp("@/logits", &n);
     CHECK(r.status == 0 && n == length * VOCAB * 4);
-    snprintf(path, sizeof path, "%s/m", work);
-    CHECK(model_load(&m, path) == 0 && cpu_backend(&backend, &m, 1, 0) == 0);
+    CHECK(model_load(&m, at("@/m")) == 0 && cpu_backend(&backend, &m, 1, 0) == 0);
     for (size_t t = 0; t < length && n == length * VOCAB * 4; t++) {
         int id = (unsigned char)text[t] + 1;
         CHECK(backend.forward(backend.self, &id, 1, expected, 0) == 0);
@@ -441,7 +411,7 @@ static void test_stop_text(void) {
 /* Lines typed one after the other continue one state. */
 static void test_interactive(void) {
     Result r, one, two;
-    spit("lines", "Once\nthen\n", 10);
+    put("@/lines", "Once\nthen\n", 10);
     r = run("@/m -i -n 10 --temperature 0 < @/lines");
     one = run("@/m -p Once -n 10 --temperature 0 --no-echo --save-state @/state");
     two = run("@/m -p then -n 10 --temperature 0 --no-echo --load-state @/state");
@@ -453,7 +423,7 @@ static void test_interactive(void) {
 /* Perplexity over several blocks is what the model says of the whole text at once. */
 static void test_perplexity(void) {
     enum { N = TEXT_BLOCK + 7777 };
-    char *text = (char *)allocate(N, 1), path[4096];
+    char *text = (char *)allocate(N, 1);
     int *ids = (int *)allocate(N + 1, sizeof(int));
     uint64_t rng = 5;
     double loss, nats, perplexity, bits, tokens, bytes;
@@ -464,10 +434,9 @@ static void test_perplexity(void) {
         text[i] = "etaoin shrdlu\n"[random_bits(&rng) % 14];
         ids[i + 1] = (unsigned char)text[i] + 1;
     }
-    spit("long", text, N);
+    put("@/long", text, N);
     r = run("@/m --perplexity @/long");
-    snprintf(path, sizeof path, "%s/m", work);
-    CHECK(model_load(&m, path) == 0 && cpu_backend(&backend, &m, 0, 0) == 0);
+    CHECK(model_load(&m, at("@/m")) == 0 && cpu_backend(&backend, &m, 0, 0) == 0);
     CHECK(backend.evaluate(backend.self, ids, ids + 1, N, &loss, NULL) == 0); /* ids[0] is the end of text */
     CHECK(r.status == 0);
     CHECK(sscanf(r.out.data, "%lf tokens, %lf bytes: %lf nats per token, perplexity %lf, %lf bits", &tokens, &bytes,
@@ -480,7 +449,7 @@ static void test_perplexity(void) {
     backend.close(backend.self);
     model_free(&m);
     release(text), release(ids);
-    spit("empty", "", 0);
+    put("@/empty", "", 0);
     refuses("@/m --perplexity @/empty", "empty", "nothing");
     refuses("@/m --perplexity @/none", "none", "No such file");
     refuses("@/m --perplexity @/m", "/m:", "");
@@ -547,13 +516,11 @@ static void check_memory(const Backend *b) {
 
 /* The table of a task. Samples, and the questions in them, may go over several blocks of 16384 positions. */
 static void test_task(void) {
-    char path[4096];
     Model m;
     Backend backend;
     Result r;
     make_task_model();
-    snprintf(path, sizeof path, "%s/task", work);
-    CHECK(model_load(&m, path) == 0 && cpu_backend(&backend, &m, 1, 0) == 0);
+    CHECK(model_load(&m, at("@/task")) == 0 && cpu_backend(&backend, &m, 1, 0) == 0);
     check_table(&backend, 900, 8600, 34400, 3);
     check_table(&backend, 2, 5, 20, 100);
     check_memory(&backend);
@@ -563,12 +530,12 @@ static void test_task(void) {
     backend.close(backend.self);
     model_free(&m);
     refuses("@/task --task sorting", "--task", "sorting");
-    refuses("@/task --task copying --len 31", "copying", "length of 31");
+    refuses("@/task --task copying --len 31", "copying", "--len 31 with --items 16, expected 32 to");
     refuses("@/task --task copying --len 64:", "--len", "64:");
     refuses("@/task --task copying --len 64:32", "--len", "64:32");
     refuses("@/task --task copying --len 64:9999999999", "--len", "2^30");
     refuses("@/task --task copying --len x", "--len", "'x'");
-    refuses("@/task --task recall --items 2", "recall", "2 items, expected 1 to 1");
+    refuses("@/task --task recall --items 2", "recall", "--items 2 with a vocabulary of 5, expected 1 to 1");
     refuses("@/task --task copying -p a", "--task", "-p");
     refuses("@/task -p a", "tokenizer.bin", "");
 }
@@ -652,7 +619,6 @@ static void test_refusals(void) {
 
 /* Directories with something wrong in them. */
 static void make_bad_models(void) {
-    char command[4096];
     shell("cd @ && cp -r m untokenized && rm untokenized/tokenizer.bin && cp -r m large_tokenizer && "
           "cp -r m bad_tokenizer && head -c 100 m/tokenizer.bin > bad_tokenizer/tokenizer.bin && cp -r m truncated && "
           "for f in m/model.*; do head -c 5000 $f > truncated/${f##*/}; done");
@@ -660,24 +626,21 @@ static void make_bad_models(void) {
         Tokenizer t;
         const char text[] = "ab ac ad ae af ag ba bc bd be bf bg ca cb cd ab ac ad ae af ag ba bc bd be bf bg ca cb cd";
         memset(&t, 0, sizeof t);
-        snprintf(command, sizeof command, "%s/large_tokenizer/tokenizer.bin", work);
-        CHECK(tokenizer_train(&t, text, sizeof text - 1, 270) == 0 && tokenizer_save(&t, command) == 0);
+        CHECK(tokenizer_train(&t, text, sizeof text - 1, 270) == 0);
+        CHECK(tokenizer_save(&t, at("@/large_tokenizer/tokenizer.bin")) == 0);
         tokenizer_free(&t);
     }
 }
 
 /* --dtype bf16 is the model whose matrices are rounded, whatever their type in memory; a state belongs to values. */
 static void test_dtype(void) {
-    char path[4096];
     Model half, full;
     Result one, two;
-    snprintf(path, sizeof path, "%s/m", work);
-    CHECK(model_load(&full, path) == 0 && model_load_as(&half, path, TYPE_BF16) == 0);
+    CHECK(model_load(&full, at("@/m")) == 0 && model_load_as(&half, at("@/m"), TYPE_BF16) == 0);
     for (int i = 0; i < full.n_tensor; i++)
         convert(full.weights + full.tensor[i].offset, (unsigned char *)(half.weights + half.tensor[i].offset),
                 full.tensor[i].size, half.tensor[i].type);
-    snprintf(path, sizeof path, "%s/rounded", work);
-    CHECK(model_save(&full, path) == 0);
+    CHECK(model_save(&full, at("@/rounded")) == 0);
     model_free(&full);
     model_free(&half);
     shell("cp @/m/tokenizer.bin @/rounded");

@@ -13,11 +13,12 @@ static void *modest_calloc(size_t n, size_t size) { return n > ((size_t)1 << 28)
 #include "../train.c"
 #undef main
 #include "check.h"
+#include "work.h"
 
 #include <fcntl.h>
 #include <sys/wait.h>
 
-static char work[] = "/tmp/mamba-test-XXXXXX", program[PATH_SIZE];
+static char program[PATH_SIZE];
 
 #if defined(__SANITIZE_ADDRESS__)
 enum { N_STORY = 3000 };
@@ -112,23 +113,11 @@ static void test_probabilities(void) {
 
 /* DATA ========================================================================================================= */
 
-/* Replaces @ by our directory. */
-static void expand(char *to, const char *from) {
-    for (; *from != 0; from++) {
-        if (*from == '@') to += sprintf(to, "%s", work);
-        else *to++ = *from;
-    }
-    *to = 0;
-}
-
 static void write_text(const char *name, size_t n) {
-    char path[PATH_SIZE], *text = (char *)malloc(n + 1);
+    char *text = (char *)malloc(n + 1);
     uint64_t rng = n;
-    FILE *file;
     for (size_t i = 0; i < n; i++) text[i] = (char)("etaoin shrdlu\n\xc3\xa9"[random_bits(&rng) % 16]);
-    snprintf(path, sizeof path, "%s/%s", work, name);
-    file = fopen(path, "wb");
-    CHECK(file != NULL && fwrite(text, 1, n, file) == n && fclose(file) == 0);
+    put(name, text, n);
     free(text);
 }
 
@@ -310,8 +299,8 @@ static void test_task_limits(void) {
     int copying = task_find("copying"), recall = task_find("recall");
     CHECK(task_find("stories") == N_TASK && task_create(&task, copying, 0, 0, 0) == 0);
     CHECK(task.len == 4096 && task.vocab == 16 && task.items == 16);
-    CHECK(task_create(&task, copying, 31, 0, 0) != 0 && strstr(error_message, "length of 31, expected 32") != NULL);
-    CHECK(task_create(&task, copying, 0, 3, 0) != 0 && strstr(error_message, "vocabulary of 3") != NULL);
+    CHECK(task_create(&task, copying, 31, 0, 0) != 0 && strstr(error_message, "--len 31 with --items 16") != NULL);
+    CHECK(task_create(&task, copying, 0, 3, 0) != 0 && strstr(error_message, "(--vocab-size) of 3") != NULL);
     CHECK(task_create(&task, copying, 0, 0, MAX_ITEMS) == 0 && task_create(&task, copying, 0, 0, MAX_ITEMS + 1) != 0);
     CHECK(task_create(&task, recall, 28, 16, 7) == 0 && task_create(&task, recall, 28, 16, 8) != 0);
     CHECK(task_create(&task, task_find("induction"), 0, 0, 2) != 0 && strstr(error_message, "1 to 1") != NULL);
@@ -380,42 +369,15 @@ static void test_measure(void) {
 
 /* Runs the program in a shell, after `before`; the exit status. Output goes to @/out and @/err. */
 static int run(const char *before, const char *arguments) {
-    char line[8192], command[16384];
+    char line[8192];
     int status;
     snprintf(line, sizeof line, "%s %s train %s >@/out 2>@/err </dev/null", before, program, arguments);
-    expand(command, line);
-    status = system(command);
+    status = system(at(line));
     return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
 }
 
-static char *slurp(const char *name, size_t *n) {
-    char path[PATH_SIZE];
-    expand(path, name);
-    return read_file(path, n);
-}
-
-static int is_same(const char *a, const char *b) {
-    size_t n, m;
-    char *x = slurp(a, &n), *y = slurp(b, &m);
-    int same = x != NULL && y != NULL && n == m && memcmp(x, y, n) == 0;
-    release(x);
-    release(y);
-    return same;
-}
-
-static int exists(const char *name) {
-    char path[PATH_SIZE];
-    expand(path, name);
-    return access(path, F_OK) == 0;
-}
-
-static void shell(const char *line) {
-    char command[16384];
-    expand(command, line);
-    CHECK(system(command) == 0);
-}
-
-#define TINY " --d-model 8 --n-layer 1 --d-state 4 --batch 2 --len 32 --sample-tokens 8 --held-out 0.03 "
+#define TINY_TASK " --d-model 8 --n-layer 1 --d-state 4 --batch 2 --len 32 "
+#define TINY TINY_TASK "--sample-tokens 8 --held-out 0.03 "
 
 static void expect_success(const char *arguments) {
     int status = run("", arguments);
@@ -601,18 +563,18 @@ static void test_lies(void) {
 static void test_tasks(void) {
     char *text, *last;
     size_t n;
-    expect_success("copying -o @/task --vocab-size 7 --items 3 --steps 12 --selective delta,C" TINY);
-    expect_success("copying -o @/task2 --vocab-size 7 --items 3 --steps 12 --selective delta,C --stop 5" TINY
+    expect_success("copying -o @/task --vocab-size 7 --items 3 --steps 12 --selective delta,C" TINY_TASK);
+    expect_success("copying -o @/task2 --vocab-size 7 --items 3 --steps 12 --selective delta,C --stop 5" TINY_TASK
                    "--eval-every 2");
     text = slurp("@/out", &n);
     CHECK(strstr(text, "constant: B ") != NULL && strstr(text, "held-out 1.9") != NULL);
     CHECK(strstr(text, "(chance 20.00%)") != NULL && !exists("@/task2/tokenizer.bin"));
     release(text);
     expect_refusal("--resume -o @/task2 --selective all", "--selective", "all");
-    expect_refusal("--resume induction -o @/task2", "induction", "3 items");
+    expect_refusal("--resume induction -o @/task2", "induction", "--items 3");
     expect_success("--resume -o @/task2");
     CHECK(is_same("@/task/model.safetensors", "@/task2/model.safetensors"));
-    expect_success("recall -o @/until --vocab-size 6 --items 2 --steps 12 --eval-every 3 --until 0.01" TINY);
+    expect_success("recall -o @/until --vocab-size 6 --items 2 --steps 12 --eval-every 3 --until 0.01" TINY_TASK);
     text = slurp("@/until/log.csv", &n);
     text[n - 1] = 0;
     last = strrchr(text, '\n') + 1;
@@ -623,15 +585,38 @@ static void test_tasks(void) {
     expect_refusal("@/text -o @/new --tokenizer bytes --selective ''", "--selective", "''");
     expect_refusal("@/text -o @/new --tokenizer bytes --selective B, ", "--selective", "B,");
     expect_refusal("@/text -o @/new --init @/none --selective all", "--init", "--selective");
-    expect_refusal("copying -o @/new --len 20", "copying", "length of 20");
-    expect_refusal("recall -o @/new --vocab-size 32", "recall", "16 items, expected 1 to 15");
-    expect_refusal("induction -o @/new --items 2", "induction", "items");
+    expect_refusal("copying -o @/new --len 20", "copying", "--len 20 with --items 16, expected 32 to");
+    expect_refusal("copying -o @/new --vocab-size 3", "copying", "(--vocab-size) of 3, expected 4 to");
+    expect_refusal("recall -o @/new --vocab-size 32", "recall", "--items 16 with a vocabulary of 32, expected 1 to 15");
+    expect_refusal("induction -o @/new --items 2", "induction", "--items 2");
     expect_refusal("induction -o @/new --init @/none/such", "none/such/config.json", "");
     expect_success("induction -o @/onward --init @/task --len 20 --steps 2 --stop 1");
     expect_success("--resume -o @/onward");
     text = slurp("@/out", &n);
     CHECK(strstr(text, "samples of 20 tokens, vocabulary 7, 1 to remember") != NULL);
     release(text);
+}
+
+/* Options without an effect on DATA that is a text, stories or a task, on --resume too. */
+static void test_options_of_others(void) {
+    static const char *const of_task[] = {"--items 3", "--every-token", "--until 0.5", NULL};
+    static const char *const of_texts[] = {"--stories 40", "--tokenizer bytes", "--held-out 0.2", "--temperature 0.5",
+                                           "--top-p 1", NULL};
+    char line[256], name[32];
+    for (int i = 0; of_task[i] != NULL; i++) {
+        sscanf(of_task[i], "%31s", name);
+        snprintf(line, sizeof line, "stories -o @/new --stories 40 --steps 1" TINY "%s", of_task[i]);
+        expect_refusal(line, name, "on stories");
+        snprintf(line, sizeof line, "@/text -o @/new --tokenizer bytes --steps 1" TINY "%s", of_task[i]);
+        expect_refusal(line, name, "/text");
+    }
+    for (int i = 0; of_texts[i] != NULL; i++) {
+        sscanf(of_texts[i], "%31s", name);
+        snprintf(line, sizeof line, "recall -o @/new --items 2 --steps 1" TINY_TASK "%s", of_texts[i]);
+        expect_refusal(line, name, "on recall");
+    }
+    expect_refusal("@/text -o @/new --tokenizer bytes --stories 40 --steps 1" TINY, "--stories", "/text");
+    expect_refusal("--resume -o @/parts3 --until 0.5", "--until", "on stories");
 }
 
 static void test_refusals(void) {
@@ -715,10 +700,10 @@ int main(int argc, char **argv) {
     test_stories_are_unambiguous();
     test_other_texts_are_refused();
     test_probabilities();
-    write_text("text", 10000);
-    write_text("short", 20);
-    write_text("empty", 0);
-    write_text("file", 1);
+    write_text("@/text", 10000);
+    write_text("@/short", 20);
+    write_text("@/empty", 0);
+    write_text("@/file", 1);
     test_rows("@/text -o x --tokenizer bytes --len 50");
     test_rows("stories -o x --tokenizer bytes --len 50 --stories 60");
     test_windows();
@@ -744,6 +729,7 @@ int main(int argc, char **argv) {
     test_init();
     test_tasks();
     expect_success("stories -o @/parts3 --stories 40 --steps 6 --stop 3" TINY);
+    test_options_of_others();
     test_refusals();
     expect_success("@/text -o @/parts4 --tokenizer bytes --steps 6 --seed 5 --stop 3" TINY);
     test_full_disk();

@@ -101,10 +101,15 @@ wanted() {
     done
 }
 
-# Prints a command and its output; fails where it does, or after Ctrl-C.
+# Prints a command and its output; fails where it does, or after SIGTERM. A shell acts on a signal between commands, or
+# at once while it waits for one behind &; the worker then passes it on.
 say() {
     echo "\$ $*"
-    "$@" </dev/null 2>&1 && [ ! -f build/lab/stop ]
+    "$@" </dev/null 2>&1 &
+    if [ -n "$stopped" ]; then kill $!; fi
+    wait $! && [ -z "$stopped" ] && return
+    while kill -0 $! 2>/dev/null; do wait $!; done # a signal ends a wait, not the command
+    return 1
 }
 
 # A run: name, stages, measurement.
@@ -126,10 +131,13 @@ run() {
     echo "seconds: $(($(date +%s) - began))"
 }
 
-# Takes runs that nobody has taken yet.
+# Takes runs that nobody has taken yet. Neither it nor what it starts hears Ctrl-C, but for train once it trains: by
+# SIGTERM they stop.
 worker() {
-    wanted | while IFS='|' read -r name stages measure; do
-        if [ -f build/lab/stop ] || ! mkdir "build/lab/$name.taken" 2>/dev/null; then continue; fi
+    trap '' INT
+    trap 'stopped=1; kill $! 2>/dev/null' TERM
+    while IFS='|' read -r name stages measure; do
+        if [ -n "$stopped" ] || ! mkdir "build/lab/$name.taken" 2>/dev/null; then continue; fi
         echo $$ >"build/lab/$name.taken/by"
         if [ ! -f "build/lab/$name.txt" ]; then
             rm -rf "build/lab/${name:?}"
@@ -143,16 +151,18 @@ worker() {
             fi
         fi
         rm -r "build/lab/$name.taken"
-    done
+    done <<EOF
+$runs
+EOF
 }
 
 NAMES=$*
 mkdir -p build/lab ${RESULTS:+"$RESULTS"} || exit 1
-if [ -z "$(wanted)" ]; then
+runs=$(wanted)
+if [ -z "$runs" ]; then
     echo "lab.sh: no run's name begins with: $NAMES" >&2
     exit 1
 fi
-rm -f build/lab/stop
 for taken in build/lab/*.taken; do # by a lab.sh that was killed
     if [ -d "$taken" ] && ! kill -0 "$(cat "$taken/by")" 2>/dev/null; then rm -r "$taken"; fi
 done
@@ -168,14 +178,24 @@ gpus=$*
 jobs=${JOBS:-${1:+$((8 * $#))}}
 jobs=${jobs:-$cores}
 threads=$((cores > jobs ? cores / jobs : 1))
-trap 'touch build/lab/stop' INT TERM
+stopped='' workers=''
+trap 'stopped=1; kill $workers 2>/dev/null' INT TERM
 i=0
-while [ $i -lt "$jobs" ]; do
+while [ $i -lt "$jobs" ] && [ -z "$stopped" ]; do
     # shellcheck disable=SC2086
     if [ $# -eq 0 ]; then set -- $gpus; fi
     if [ -n "$1" ]; then export CUDA_VISIBLE_DEVICES="$1" && shift; fi
     worker &
+    workers="$workers $!"
     i=$((i + 1))
 done
-until wait; do :; done # a signal ends a wait, not the runs
-if [ -f build/lab/stop ]; then exit 130; fi
+until wait; do :; done # a signal ends a wait, not the workers
+if [ -n "$stopped" ]; then exit 130; fi
+failed=''
+for taken in build/lab/*.taken; do
+    if [ "$(cat "$taken/by" 2>/dev/null)" = $$ ]; then failed="$failed $(basename "$taken" .taken)"; fi
+done
+if [ -n "$failed" ]; then
+    echo "lab.sh: not complete:$failed; build/lab/RUN.log says why" >&2
+    exit 1
+fi
