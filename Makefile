@@ -228,13 +228,15 @@ build/gpu_%: tests/%.cu mamba.cu mamba.c tests/check.h | build
 test-gpu: build/gpu_test_cuda
 	build/gpu_test_cuda
 
-# And under compute-sanitizer, each access to memory once. memcheck is not to report the memory that a test makes run
-# out.
-sanitize-gpu: sanitize-memcheck sanitize-racecheck sanitize-synccheck sanitize-initcheck
-sanitize-memcheck:  TOOL_OPTIONS = --report-api-errors no
-sanitize-initcheck: SELECTION = unpoisoned
+# And under compute-sanitizer, each access to memory once, in parts that may run side by side (-j8: three minutes on an
+# H100). memcheck is not to report the memory that a test makes run out.
+TOOLS = memcheck racecheck synccheck initcheck
+sanitize-gpu: $(foreach tool,$(TOOLS),$(foreach part,layers fp32 bf16 rest,sanitize-$(tool)-$(part)))
+sanitize-memcheck-%:  TOOL_OPTIONS = --report-api-errors no
+sanitize-initcheck-%: SELECTION = unpoisoned
 sanitize-%: build/gpu_test_cuda
-	PATH="$$PATH:$(CUDA_HOME)/bin" compute-sanitizer --tool $* --error-exitcode 1 $(TOOL_OPTIONS) $< brief $(SELECTION)
+	PATH="$$PATH:$(CUDA_HOME)/bin" compute-sanitizer --tool $(word 1,$(subst -, ,$*)) --error-exitcode 1 \
+	    $(TOOL_OPTIONS) $< brief $(word 2,$(subst -, ,$*)) $(SELECTION)
 
 bench-gpu: build/gpu_bench_cuda
 	build/gpu_bench_cuda

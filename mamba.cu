@@ -6,8 +6,8 @@
 
    Letters and shapes are those of mamba.c, which this file includes: config, parameter table, initialisation, sampler's
    settings, tokenizer and files are shared, and so the binary holds the reference that the kernels are compared with.
-   Above each kernel: which loop of mamba.c became the grid, what a thread holds, what is reduced and how. Sections 3
-   and 5 have, in this order,
+   Above each kernel: which loop of mamba.c became the grid, what a thread holds, what is reduced and how. Sections 3,
+   5 and 6 have, in this order,
 
       for mamba.c's                                  these kernels
       bias_backward                                  bias_backward_kernel, add_parts_kernel
@@ -22,6 +22,8 @@
       gate_backward, scan_backward, delta_backward   scan_backward_kernel, scan_gradients_kernel
       cross_entropy, head_loss                       cross_entropy_kernel, add_losses_kernel
       norm_of, adamw_step                            squares_kernel, adamw_kernel; cast_kernel for the first weights
+      cpu_feed of one position                       few_kernel, many_kernel
+      sample                                         sample_kernel
 
    T is the type of weights in matrix products and of activations: float, or bf16 with float master weights. Whatever is
    summed is summed in float: the residual stream, delta, h, norms, softmax, gradients of parameters, the optimiser.
@@ -68,8 +70,7 @@ template <class... P, class... A> static cudaError_t launch(void (*kernel)(P...)
 /* Two special launches, for section 6. A kernel launched early may start while the ones ahead of it in the stream still
    run (programmatic dependent launch, from compute capability 9.0 on): until wait_for_previous() it must touch nothing
    that the kernel ahead writes. Of one launched together, all blocks are on the GPU at the same time (a cooperative
-   launch), and one may wait for what another computes; it may start early, too. BLOCKS_MEET: are they? */
-constexpr bool BLOCKS_MEET = true;
+   launch), and one may wait for what another computes; it may start early, too. */
 
 template <bool TOGETHER, class... P, class... A>
 static cudaError_t launch_special(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream,
@@ -107,7 +108,6 @@ template <class T> static __device__ __forceinline__ T *dynamic_shared() {
 }
 #else
 #define launch_early launch /* there kernels follow one another */
-#define BLOCKS_MEET cuda_on_cpu::blocks_meet()
 static inline void let_next_start() {}
 static inline void wait_for_previous() {}
 #endif
@@ -178,7 +178,7 @@ typedef struct {
     float scale; /* of the loss's gradient, over the number of targets */
     float beta1, beta2, rest1, rest2; /* rest1 = 1 - beta1, taken in double: in float the difference loses digits */
     float eps, weight_decay, clip, lr, unbias1, unbias2;
-} StepArgs;
+} UpdateArgs;
 
 /* A generate() call goes in pieces of GENERATE_TOKENS; the repetition penalty sees at most HISTORY_TOKENS; a prompt is
    fed in pieces of PIECE_TOKENS; logits take HEAD_BYTES at a time. */
@@ -200,6 +200,9 @@ template <class T> struct GpuBlockActs {
     T *normed, *xz, *u, *dbc, *dt, *gated;
 };
 
+/* How one token for each stream is made: layer by layer, or by few_kernel or many_kernel, see section 6. */
+enum Way { BY_LAYERS, FEW_KERNEL, MANY_KERNEL };
+
 template <class T> struct Gpu {
     Model model; /* the table; its weights are read when the backend opens */
     int lean, tf32, multiprocessors;
@@ -211,7 +214,7 @@ template <class T> struct Gpu {
     T *compute; /* the weights in T, for matrix products; the weights themselves where T is float */
     unsigned char *decay; /* (n_param / 16): does weight decay apply to these 16? Offsets are multiples of 16 */
     Params w, g;
-    StepArgs *args;
+    UpdateArgs *args;
     float *loss, *norm; /* the loss since the last update; norm: (1 + NORM_PARTS) the gradient's norm and its parts */
 
     int batch, len, train; /* what the activations are laid out for */
@@ -228,10 +231,9 @@ template <class T> struct Gpu {
 
     int streams; /* decoding: see STATE in mamba.c */
     float *state, *held, *step_u, *uniforms;
-    char *handed; /* of few streams: two sets of what blocks hand each other, see step_handed */
+    Way way;      /* how a step is made */
+    char *handed; /* two sets of what blocks hand each other, see NOT_YET; NULL where they do not */
     int set;      /* the one that the next token uses */
-    float *many_x, *many_r, *many_parts; /* of many streams */
-    T *many_normed, *many_xz, *many_gated;
     GpuSampler *samplers;
     int *history, *out;
 
@@ -257,17 +259,6 @@ static __device__ __forceinline__ unsigned long long larger(unsigned long long a
 template <class V> static __device__ __forceinline__ V warp_max(V v) {
     for (int lanes = 16; lanes > 0; lanes /= 2) v = larger(v, __shfl_xor_sync(0xffffffffu, v, lanes));
     return v;
-}
-
-/* Four sums over a warp at once: a fold halves the values that a lane keeps while it doubles the lanes summed. Lane l
-   gets the sum of v[l / 8]. */
-static __device__ __forceinline__ float sum_of_four(const float *v) {
-    bool upper = threadIdx.x & 16, odd = threadIdx.x & 8;
-    float a = (upper ? v[2] : v[0]) + __shfl_xor_sync(0xffffffffu, upper ? v[0] : v[2], 16);
-    float b = (upper ? v[3] : v[1]) + __shfl_xor_sync(0xffffffffu, upper ? v[1] : v[3], 16);
-    float sum = (odd ? b : a) + __shfl_xor_sync(0xffffffffu, odd ? a : b, 8);
-    for (int lanes = 4; lanes > 0; lanes /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, lanes);
-    return sum;
 }
 
 /* Sum over a block of up to 1024 threads; every thread gets it. Each warp adds up the sums of all warps. */
@@ -1619,19 +1610,19 @@ static int column_of_C(const Config *c) { return dt_width(c) + (c->constant_B &&
 
 /* The convolution and the scan of a block as calls of section 3. from, to: the states of sequences, as in mamba.c. */
 template <class T> static Conv<T> conv_of(Gpu<T> *gpu, const BlockParams *p, GpuBlockActs<T> *k, const float *from,
-                                          float *to, size_t ldstate, int batch, int len) {
+                                          float *to, size_t stream_stride, int batch, int len) {
     const Config *c = &gpu->model.config;
     size_t E = c->d_inner;
     Conv<T> s = {};
     s.batch = batch, s.len = len, s.d_inner = c->d_inner, s.d_conv = c->d_conv;
     s.multiprocessors = gpu->multiprocessors;
     s.x = k->xz, s.ld_x = 2 * E, s.u = k->u, s.ld_u = E, s.weight = p->conv, s.bias = p->conv_bias;
-    s.first = from, s.last = to, s.ld_state = ldstate, s.scratch = gpu->scan_scratch;
+    s.first = from, s.last = to, s.ld_state = stream_stride, s.scratch = gpu->scan_scratch;
     return s;
 }
 
 template <class T> static Scan<T> scan_of(Gpu<T> *gpu, const BlockParams *p, GpuBlockActs<T> *k, const float *from,
-                                          float *to, size_t ldstate, int batch, int len) {
+                                          float *to, size_t stream_stride, int batch, int len) {
     const Config *c = &gpu->model.config;
     size_t E = c->d_inner, conv = (c->d_conv - 1) * E; /* where h begins in a state */
     Scan<T> s = {};
@@ -1641,7 +1632,7 @@ template <class T> static Scan<T> scan_of(Gpu<T> *gpu, const BlockParams *p, Gpu
     if (c->constant_B) s.B = in_T(gpu, p->B), s.ld_b = 0;
     if (c->constant_C) s.C = in_T(gpu, p->C), s.ld_c = 0;
     s.A_log = p->A_log, s.D = p->D, s.dt_bias = p->dt_bias;
-    s.h_first = from != NULL ? from + conv : NULL, s.h_last = to != NULL ? to + conv : NULL, s.ld_h = ldstate;
+    s.h_first = from != NULL ? from + conv : NULL, s.h_last = to != NULL ? to + conv : NULL, s.ld_h = stream_stride;
     s.out = k->gated, s.ld_out = E, s.checkpoints = k->kept, s.scratch = gpu->scan_scratch;
     return s;
 }
@@ -1686,15 +1677,15 @@ template <class T> static int dt_forward(Gpu<T> *gpu, const BlockParams *p, GpuB
 
 /* gpu->branch = mixer(k->normed), to be added to the residual stream by the next norm. state NULL: from zeros. */
 template <class T> static int block_forward(Gpu<T> *gpu, const BlockParams *p, GpuBlockActs<T> *k, float *state,
-                                            size_t ldstate, int batch, int len) {
+                                            size_t stream_stride, int batch, int len) {
     const Config *c = &gpu->model.config;
     int rows = batch * len, E = c->d_inner;
     TRY(linear_forward(gpu, k->xz, k->normed, (size_t)c->d_model, in_T(gpu, p->in_proj), rows, c->d_model, 2 * E));
     if (p->in_bias != NULL) TRY(add_bias(gpu, k->xz, p->in_bias, rows, 2 * E));
-    TRY(conv_forward(conv_of(gpu, p, k, state, state, ldstate, batch, len), gpu->stream));
+    TRY(conv_forward(conv_of(gpu, p, k, state, state, stream_stride, batch, len), gpu->stream));
     TRY(dbc_forward(gpu, p, k, rows));
     TRY(dt_forward(gpu, p, k, rows));
-    TRY(scan_forward(scan_of(gpu, p, k, state, state, ldstate, batch, len),
+    TRY(scan_forward(scan_of(gpu, p, k, state, state, stream_stride, batch, len),
                      scan_shape_of(c, batch, len, gpu->multiprocessors), gpu->stream));
     return linear_forward(gpu, gpu->branch, k->gated, (size_t)E, in_T(gpu, p->out_proj), rows, E, c->d_model);
 }
@@ -1733,14 +1724,13 @@ template <class T> static int block_backward(Gpu<T> *gpu, const BlockParams *g, 
     if (g->in_bias != NULL) TRY(bias_backward(gpu, g->in_bias, gpu->dxz, 2 * E, rows, 2 * (int)E));
     return rmsnorm_backward(gpu, g->norm, gpu->dnormed, k->input, k->r, p->norm, rows, 1);
 }
-/* gpu->normed = what the head reads, from gpu->tokens (batch, len). state: see mamba.c; NULL: zeros, not wanted. */
-template <class T> static int model_forward(Gpu<T> *gpu, float *state, int batch, int len) {
+/* gpu->normed = what the head reads, from the embeddings in the first block's input, (batch, len, d_model). state: see
+   mamba.c; NULL: zeros, not wanted. */
+template <class T> static int blocks_forward(Gpu<T> *gpu, float *state, int batch, int len) {
     const Config *c = &gpu->model.config;
     int rows = batch * len, last = c->n_layer - 1;
     size_t stride = state_stride(c);
     GpuBlockActs<T> *k = gpu->block;
-    CUDA(launch(embedding_kernel, dim3(rows), dim3(128), 0, gpu->stream, k[0].input,
-                (const float *)gpu->w.embedding.full, (const int *)gpu->tokens, c->d_model));
     TRY(residual_rmsnorm(gpu, k[0].normed, k[0].r, (float *)NULL, k[0].input, (const T *)NULL, NULL,
                          gpu->w.block[0].norm, rows));
     for (int l = 0; l <= last; l++) {
@@ -1751,6 +1741,13 @@ template <class T> static int model_forward(Gpu<T> *gpu, float *state, int batch
                              l < last ? gpu->w.block[l + 1].norm : gpu->w.norm_f, rows));
     }
     return 0;
+}
+
+/* The same from gpu->tokens. */
+template <class T> static int model_forward(Gpu<T> *gpu, float *state, int batch, int len) {
+    CUDA(launch(embedding_kernel, dim3(batch * len), dim3(128), 0, gpu->stream, gpu->block[0].input,
+                (const float *)gpu->w.embedding.full, (const int *)gpu->tokens, gpu->model.config.d_model));
+    return blocks_forward(gpu, state, batch, len);
 }
 
 /* From gpu->dnormed to the gradients of all parameters before it. */
@@ -1772,7 +1769,7 @@ template <class T> static int model_backward(Gpu<T> *gpu, int batch, int len) {
    Where gradient, the logits become scale (softmax - one_hot). correct[row]: is the target's logit the largest? */
 template <class T> static __global__ void __launch_bounds__(1024)
     cross_entropy_kernel(T *logits, float *losses, int *correct, const int *targets, int vocab_size,
-                         const StepArgs *args, int gradient) {
+                         const UpdateArgs *args, int gradient) {
     constexpr int N = 16 / sizeof(T);
     T *row = logits + (size_t)blockIdx.x * vocab_size;
     bool aligned = vocab_size % N == 0;
@@ -1807,7 +1804,7 @@ static int cross_entropy_threads(int vocab_size, size_t size) {
 }
 
 /* *loss += scale times the sum of losses: the loop over rows of head_loss, by one block, since it is one number. */
-static __global__ void add_losses_kernel(float *loss, const float *losses, int rows, const StepArgs *args) {
+static __global__ void add_losses_kernel(float *loss, const float *losses, int rows, const UpdateArgs *args) {
     float sum = 0;
     for (int i = threadIdx.x; i < rows; i += blockDim.x) sum += losses[i];
     sum = block_sum(sum);
@@ -1824,13 +1821,13 @@ template <class T> static int head_loss(Gpu<T> *gpu, float *loss, int rows, int 
         TRY(linear_forward(gpu, gpu->logits, normed, (size_t)D, in_T(gpu, gpu->w.head), part, D, V));
         CUDA(launch(cross_entropy_kernel<T>, dim3(part), dim3(cross_entropy_threads(V, sizeof(T))), 0, gpu->stream,
                     gpu->logits, gpu->losses + first, gpu->correct + first, (const int *)gpu->targets + first, V,
-                    (const StepArgs *)gpu->args, gradient));
+                    (const UpdateArgs *)gpu->args, gradient));
         if (gradient)
             TRY(linear_backward(gpu, gpu->dnormed + (size_t)first * D, gpu->g.head.full, gpu->logits, normed, (size_t)D,
                                 in_T(gpu, gpu->w.head), part, D, V, 0));
     }
     CUDA(launch(add_losses_kernel, dim3(1), dim3(1024), 0, gpu->stream, loss, (const float *)gpu->losses, rows,
-                (const StepArgs *)gpu->args));
+                (const UpdateArgs *)gpu->args));
     return 0;
 }
 
@@ -1854,8 +1851,8 @@ static __global__ void __launch_bounds__(1024) squares_kernel(float *parts, cons
    parts of the norm itself, by the same tree, so that all have the same bits. */
 template <class T> static __global__ void __launch_bounds__(ADAMW_THREADS)
     adamw_kernel(float *weights, T *compute, float *grads, float *moment1, float *moment2, const unsigned char *decay,
-                 size_t n, float *norm, const float *parts, int n_parts, const StepArgs *args) {
-    StepArgs a = *args;
+                 size_t n, float *norm, const float *parts, int n_parts, const UpdateArgs *args) {
+    UpdateArgs a = *args;
     float total = sqrtf(block_sum((int)threadIdx.x < n_parts ? parts[threadIdx.x] : 0)),
           clip = a.clip > 0 && total > a.clip ? a.clip / total : 1;
     if (blockIdx.x == 0 && threadIdx.x == 0) *norm = total;
@@ -1889,20 +1886,23 @@ template <class T> static __global__ void cast_kernel(T *out, const float *in, s
 /* 6. GENERATION ================================================================================================
 
    One token of a few streams is a product of every weight with a few vectors: the time is that of reading the weights.
-   So that memory is busy all the time, one launch takes the token through all layers. It has a block for each
-   multiprocessor, which owns the same rows of every layer's matrices, and which reads those of the next layer into
-   registers while it waits for what the other blocks compute. A layer has three phases, and one needs numbers from all
-   blocks of the phase before:
+   So that memory is busy all the time, one launch takes the token through all layers. Each of its blocks, one on a
+   multiprocessor, owns the same rows of every layer's matrices, and reads those of the next layer into registers while
+   it waits for what the other blocks compute. A layer has three phases, and each needs what all blocks gave in the ones
+   before, see NOT_YET:
 
    in      x: norm, rows of in_proj, convolution, SiLU, and these channels' share of x_proj   to z, u, parts
-   scan    parts: their sum, rows of dt_proj, softplus, a step of the scan, gate              to gated
+   scan    parts, u, z: dt, B and C; rows of dt_proj, softplus, a step of the scan, gate      to gated
    out     gated: rows of out_proj, residual connection                                       to the next layer's x
 
-   For many streams, for shapes that are no multiples of 8, and where delta, B or C are constant, the products are
-   cuBLAS's, and the kernels between them take a position of each stream. */
+   Many streams in bf16 go a similar way, see ManyStep. For all else (many streams in float, shapes that do not fit, a
+   constant delta, B or C) a step is blocks_forward() of one position.
 
-constexpr int STEP_STREAMS = 4, STEP_WARPS = 12, STEP_THREADS = 32 * STEP_WARPS, STEP_ROWS = 2, SHARED_BYTES = 48 << 10;
-constexpr int SCAN_LANES = 16, STEP_CHANNELS = STEP_THREADS / SCAN_LANES, RANK_FETCH = 4, SHARE_LANES = 4;
+   Here a stream is a sequence that is being generated, a step one token of each stream; tile and chunk are other things
+   than above, and so is a share: what a lane or a warp adds to a sum. */
+
+constexpr int FEW_STREAMS = 4, STEP_WARPS = 12, STEP_THREADS = 32 * STEP_WARPS, FEW_ROWS = 2, SHARED_BYTES = 48 << 10;
+constexpr int SCAN_LANES = 16, FEW_CHANNELS = STEP_THREADS / SCAN_LANES, RANK_FETCH = 4, SHARE_LANES = 4;
 
 /* Rows of a matrix times a vector in shared memory, by LANES threads: w has `rows` rows of n, one every ld; all are
    multiples of a pack, which is 16 bytes. load() puts a lane's first PACKS of each row into registers, when the vector
@@ -1942,26 +1942,26 @@ template <class T, int ROWS, int PACKS, int LANES> struct LaneRows {
 };
 
 /* softplus for what need not be fast: see lanes_softplus. */
-static __device__ __forceinline__ float softplus_exact(float v) { return fmaxf(v, 0.0f) + log1pf(__expf(-fabsf(v))); }
+static __device__ __forceinline__ float softplus_once(float v) { return fmaxf(v, 0.0f) + log1pf(__expf(-fabsf(v))); }
 
 static __device__ __forceinline__ float silu(float v) { return __fdividef(v, 1 + __expf(-v)); }
 
 /* The convolution of a channel at one position. load: its taps and the inputs before, into registers; prepare: what
    does not need x, which moves the state on; step: silu(bias + the taps of the inputs before and of x). */
-struct ConvStep {
-    float tap[MAX_CONV], before[MAX_CONV - 1], bias;
+template <int MAX> struct ConvStep {
+    float tap[MAX], before[MAX - 1], bias;
     __device__ __forceinline__ void load(const float *taps, const float *bias_, const float *state, int d_inner,
                                          int d_conv) {
-        for (int k = 0; k < MAX_CONV; k++) tap[k] = k < d_conv ? taps[k] : 0;
-        for (int k = 0; k < MAX_CONV - 1; k++) before[k] = k < d_conv - 1 ? state[(size_t)k * d_inner] : 0;
+        for (int k = 0; k < MAX; k++) tap[k] = k < d_conv ? taps[k] : 0;
+        for (int k = 0; k < MAX - 1; k++) before[k] = k < d_conv - 1 ? state[(size_t)k * d_inner] : 0;
         bias = bias_ != NULL ? *bias_ : 0;
     }
     __device__ __forceinline__ void prepare(float *state, int d_inner, int d_conv) {
-        for (int k = 0; k < MAX_CONV - 1; k++) {
+        for (int k = 0; k < MAX - 1; k++) {
             bias += k < d_conv - 1 ? tap[k] * before[k] : 0;
             if (k > 0 && k < d_conv - 1) state[(size_t)(k - 1) * d_inner] = before[k];
         }
-        for (int k = 1; k < MAX_CONV; k++) tap[0] = k == d_conv - 1 ? tap[k] : tap[0];
+        for (int k = 1; k < MAX; k++) tap[0] = k == d_conv - 1 ? tap[k] : tap[0];
     }
     __device__ __forceinline__ float step(float *state, float x, int d_inner, int d_conv) const {
         if (d_conv > 1) state[(size_t)(d_conv - 2) * d_inner] = x;
@@ -1969,9 +1969,10 @@ struct ConvStep {
     }
 };
 
-/* Blocks that run at the same time hand each other numbers without a barrier between them all: the place of each number
-   holds NOT_YET, which no arithmetic gives, until it is there. Every layer has its own places. There are two sets of
-   them, and who fills a place in one clears it in the other, which the next token uses. */
+/* Blocks that run at the same time hand each other numbers without a barrier between them all. Each number has a place
+   of its own, in every layer, which holds NOT_YET until it is there: a NaN of bits that arithmetic does not make. So
+   the number is its own flag, and each word of 16 bytes speaks for itself. There are two sets of places, used in turn,
+   and who fills a place clears it in the other set: its readers were in the step before, and that is over. */
 constexpr unsigned NOT_YET = 0xffffffffu;
 
 static __device__ __forceinline__ bool is_there(float v) { return __float_as_uint(v) != NOT_YET; }
@@ -1996,150 +1997,237 @@ static __device__ __forceinline__ float look(const float *p) {
 #endif
 }
 
-static __device__ __forceinline__ float4 look(const float4 *p) {
+static __device__ __forceinline__ bool is_there(uint4 v) { return max(max(v.x, v.y), max(v.z, v.w)) != NOT_YET; }
+
+static __device__ __forceinline__ uint4 look(const uint4 *p) {
 #ifdef CUDA_ON_CPU
-    if (!is_there(p->x) || !is_there(p->y) || !is_there(p->z) || !is_there(p->w)) cuda_on_cpu::wait_for(p);
+    if (!is_there(*p)) cuda_on_cpu::wait_for(p);
     return *p;
 #else
-    float4 v;
-    asm volatile("ld.relaxed.gpu.global.v4.f32 {%0, %1, %2, %3}, [%4];"
-                 : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
+    uint4 v;
+    asm volatile("ld.relaxed.gpu.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
                  : "l"(p)
                  : "memory");
     return v;
 #endif
 }
 
-/* v = K packs of four numbers that are `stride` apart, as soon as all are there; only `packs` exist, the others are
-   0. Where blocks do not meet all are there, since the phases follow one another. */
-template <int K> static __device__ __forceinline__ void receive(float4 *v, const float *p, size_t stride, int packs) {
-    bool all_there;
-    do {
-        all_there = true;
-        for (int k = 0; k < K; k++)
-            v[k] = k < packs ? look((const float4 *)(p + k * stride)) : make_float4(0, 0, 0, 0);
-        for (int k = 0; k < K; k++)
-            all_there = all_there && is_there(v[k].x) && is_there(v[k].y) && is_there(v[k].z) && is_there(v[k].w);
-    } while (BLOCKS_MEET && !all_there);
+/* Copies from global to shared memory by a unit of its own (cp.async.bulk), so that no thread's other loads wait behind
+   them: multiples of 16 bytes. An Arrival (mbarrier) counts the bytes of one use after the other: one thread expects
+   them and starts the copies, and wait_for_bytes(arrival, i) returns when those of use i = 0, 1, ... have come. It only
+   tells odd from even: i is the use that is under way, or the one before. From compute capability 9.0 on. */
+typedef unsigned long long Arrival;
+#ifdef CUDA_ON_CPU
+using cuda_on_cpu::arrival_init, cuda_on_cpu::expect, cuda_on_cpu::copy_bytes, cuda_on_cpu::wait_for_bytes,
+    cuda_on_cpu::prefetch_bytes;
+#else
+static __device__ __forceinline__ unsigned shared_address(const void *p) {
+    return (unsigned)__cvta_generic_to_shared(p);
 }
 
-/* A step's arguments. Of parameters those of layer 0 are here, the next layer's are `layer` further on. */
+static __device__ __forceinline__ void arrival_init(Arrival *arrival) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(arrival)) : "memory");
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+#endif
+}
+
+static __device__ __forceinline__ void expect(Arrival *arrival, unsigned bytes) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); /* behind what threads wrote there */
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(arrival)), "r"(bytes)
+                 : "memory");
+#endif
+}
+
+static __device__ __forceinline__ void copy_bytes(void *to, const void *from, unsigned bytes, Arrival *arrival) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+                     shared_address(to)),
+                 "l"(from), "r"(bytes), "r"(shared_address(arrival))
+                 : "memory");
+#endif
+}
+
+static __device__ __forceinline__ void wait_for_bytes(Arrival *arrival, int use) {
+#if __CUDA_ARCH__ >= 900
+    unsigned done = 0;
+    while (!done)
+        asm volatile("{ .reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
+                     : "=r"(done)
+                     : "r"(shared_address(arrival)), "r"(use % 2)
+                     : "memory");
+#endif
+}
+
+/* To L2, which all multiprocessors share. */
+static __device__ __forceinline__ void prefetch_bytes(const void *from, unsigned bytes) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
+#endif
+}
+#endif
+
+/* v[k] = the 16 bytes at the place at(k), zeros where that is NULL. ask() takes what is there, await(), later, asks for
+   the rest until all is there, and receive() does both. */
+template <int K, class F, class At> static __device__ __forceinline__ void ask(F *v, At at) {
+    for (int k = 0; k < K; k++) {
+        v[k] = F{};
+        if (at(k) != NULL) v[k].bits = look((const uint4 *)at(k));
+    }
+}
+
+template <int K, class F, class At> static __device__ __forceinline__ void await(F *v, At at) {
+    for (bool all_there = false; !all_there;) {
+        all_there = true;
+        for (int k = 0; k < K; k++) all_there = all_there && is_there(v[k].bits);
+        for (int k = 0; k < K; k++)
+            if (!is_there(v[k].bits)) v[k].bits = look((const uint4 *)at(k));
+    }
+}
+
+template <int K, class F, class At> static __device__ __forceinline__ void receive(F *v, At at) {
+    ask<K>(v, at);
+    await<K>(v, at);
+}
+
+/* Four floats. */
+static __device__ __forceinline__ float4 receive(const float *p) {
+    Few<float, 4> four;
+    float4 v;
+    receive<1>(&four, [=](int) { return p; });
+    unpack((float *)&v, four);
+    return v;
+}
+
+/* What a step of few streams and one of many both need. Parameters are those of layer 0, those of layer l are
+   l layer_stride elements further on: of p what is read in float (norms, biases, convolution, A_log, D), matrices in T.
+   other: from a place to the same one in the other set, in floats. */
 template <class T> struct Step {
     BlockParams p;
     const T *in_proj, *x_proj, *dt_proj, *out_proj, *head;
     const float *norm_f;
-    size_t layer;
-    int streams, n_layer, d_model, d_inner, d_conv, d_state, dt_rank, width, vocab_size, out_rows;
-    float eps;
-    /* x: (n_layer + 1, streams, d_model); z, gated: (n_layer, streams, d_inner); parts: (n_layer, streams, width,
-       halves): handed over, the other set being `other` further on. u: (streams, d_inner) */
-    float *x, *z, *gated, *parts, *u, *state, *logits;
+    size_t layer_stride, stream_stride;
     ptrdiff_t other;
-    size_t ldstate;
-    /* The first `halves` blocks have x's rows of in_proj, and the scan; as many others have z's; of `channels` each. */
-    int channels, halves, vector_floats; /* of shared memory, before dbc (streams, width) and us (streams, channels) */
-    __device__ float *dbc() const { return dynamic_shared<float>() + vector_floats; }
-    __device__ float *us() const { return dbc() + (streams * width + 3) / 4 * 4; }
-    __device__ bool has_z() const { return (int)blockIdx.x >= halves; }
-    __device__ int first_channel() const { return ((int)blockIdx.x - has_z() * halves) * channels; }
-    __device__ int n_channel() const { return min(channels, d_inner - first_channel()); } /* 0 or less: none */
-    __device__ float *state_of(int l, int b) const { return state + ((size_t)l * streams + b) * ldstate; }
+    int streams, n_layer, d_model, d_inner, d_conv, d_state, dt_rank, width, vocab_size;
+    float eps, *state, *logits;
+    __device__ float *state_of(int l, int b) const { return state + ((size_t)l * streams + b) * stream_stride; }
 };
 
-/* xw = x w in shared memory, a vector for each stream; r: the norm is r xw, and a product with it r times that with
-   xw. early: the thread's first four of w. */
-template <int S> static __device__ __forceinline__ void step_norm(float *xw, float *r, const float *x, float4 early,
-                                                                  const float *w, int streams, int dim, float eps) {
-    __shared__ float squares[STEP_STREAMS][STEP_WARPS];
-    for (int b = 0; b < S && b < streams; b++) {
+template <class T> struct FewStep : Step<T> {
+    /* Handed over: x: (n_layer + 1, streams, d_model), of which sample_kernel leaves the first; z, gated: (n_layer,
+       streams, d_inner); parts: (n_layer, streams, width, halves) */
+    float *x, *z, *gated, *parts;
+    float *u; /* (streams, d_inner): a block reads its own back, which is faster than from us */
+    /* The first `halves` blocks have x's rows of in_proj, and the scan; as many others have z's; of `channels` each. */
+    int channels, halves, out_rows;
+    /* Shared memory: vector_floats of vectors; squares (FEW_STREAMS, STEP_WARPS); us (streams, channels), u of the
+       block's channels; dbc (streams, width) */
+    int vector_floats;
+    __device__ float *squares() const { return dynamic_shared<float>() + vector_floats; }
+    __device__ float *us() const { return squares() + FEW_STREAMS * STEP_WARPS; }
+    __device__ float *dbc() const { return us() + this->streams * channels; }
+    __device__ bool has_z() const { return (int)blockIdx.x >= halves; }
+    __device__ int first_channel() const { return ((int)blockIdx.x - has_z() * halves) * channels; }
+    __device__ int n_channel() const { return min(channels, this->d_inner - first_channel()); } /* 0 or less: none */
+};
+
+/* xw = x w in shared memory, a vector for each stream, where x is that of layer l; r: the norm is r xw, and a product
+   with it r times that with xw. early: the thread's first four of w. */
+template <int S, class T> static __device__ __forceinline__
+void few_norm(float *xw, float *r, const FewStep<T> &s, int l, float4 early, const float *w) {
+    const int dim = s.d_model;
+    const float *x = s.x + (size_t)l * s.streams * dim;
+    for (int b = 0; b < S && b < s.streams; b++) {
         float sum = 0;
         for (int i = threadIdx.x * 4; i < dim; i += STEP_THREADS * 4) {
             float4 v, w4 = i < STEP_THREADS * 4 ? early : *(const float4 *)(w + i);
-            receive<1>(&v, x + (size_t)b * dim + i, 0, 1);
+            v = receive(x + (size_t)b * dim + i);
             sum += v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w;
             *(float4 *)(xw + b * dim + i) = make_float4(v.x * w4.x, v.y * w4.y, v.z * w4.z, v.w * w4.w);
         }
         sum = warp_sum(sum);
-        if (threadIdx.x % 32 == 0) squares[b][threadIdx.x / 32] = sum;
+        if (threadIdx.x % 32 == 0) s.squares()[b * STEP_WARPS + threadIdx.x / 32] = sum;
     }
     __syncthreads();
-    for (int b = 0; b < S && b < streams; b++) {
+    for (int b = 0; b < S && b < s.streams; b++) {
         float sum = 0;
-        for (int i = 0; i < STEP_WARPS; i++) sum += squares[b][i];
-        r[b] = rsqrtf(__fdividef(sum, (float)dim) + eps);
+        for (int i = 0; i < STEP_WARPS; i++) sum += s.squares()[b * STEP_WARPS + i];
+        r[b] = rsqrtf(__fdividef(sum, (float)dim) + s.eps);
     }
 }
 
-template <class T> using StepRows = LaneRows<T, STEP_ROWS, 3, 32>;
+template <class T> using FewRows = LaneRows<T, FEW_ROWS, 3, 32>;
 
 /* The head's rows of a warp, at first. */
-static __device__ __forceinline__ int head_row() { return (blockIdx.x * STEP_WARPS + threadIdx.x / 32) * STEP_ROWS; }
+static __device__ __forceinline__ int few_head_row() { return (blockIdx.x * STEP_WARPS + threadIdx.x / 32) * FEW_ROWS; }
 
-template <class T> static __device__ __forceinline__ void load_head(StepRows<T> *rows, const Step<T> &s, int row) {
+template <class T> static __device__ __forceinline__
+void few_load_head(FewRows<T> *rows, const FewStep<T> &s, int row) {
     rows->load(s.head + (size_t)row * s.d_model, s.vocab_size - row, s.d_model, s.d_model, threadIdx.x % 32);
 }
 
-/* First phase: RMSNorm and in_proj, a warp for STEP_ROWS rows. Where they are x's, a lane for each row and stream goes
+/* First phase: RMSNorm and in_proj, a warp for FEW_ROWS rows. Where they are x's, a lane for each row and stream goes
    on with convolution and SiLU; after that SHARE_LANES threads have one of x_proj's outputs. */
-template <class T, int S> struct StepIn {
-    StepRows<T> rows;
+template <class T, int S> struct FewIn {
+    FewRows<T> rows;
     LaneRows<T, 1, 1, SHARE_LANES> share;
-    ConvStep conv;
+    ConvStep<MAX_CONV> conv;
     float4 norm;
     float bias;
 
-    static __device__ __forceinline__ const T *in_rows(const Step<T> &s, int l, int first) {
-        return s.in_proj + l * s.layer + (size_t)(s.has_z() * s.d_inner + s.first_channel() + first) * s.d_model;
+    static __device__ __forceinline__ const T *in_rows(const FewStep<T> &s, int l, int first) {
+        return s.in_proj + l * s.layer_stride + (size_t)(s.has_z() * s.d_inner + s.first_channel() + first) * s.d_model;
     }
-    static __device__ __forceinline__ const T *share_row(const Step<T> &s, int l, int j) {
-        return s.x_proj + l * s.layer + (size_t)j * s.d_inner + s.first_channel();
+    static __device__ __forceinline__ const T *share_row(const FewStep<T> &s, int l, int j) {
+        return s.x_proj + l * s.layer_stride + (size_t)j * s.d_inner + s.first_channel();
     }
     /* The channels from `first` on. */
-    __device__ __forceinline__ void load_rows(const Step<T> &s, int l, int first) {
-        int lane = threadIdx.x % 32, b = lane / STEP_ROWS, c = first + lane % STEP_ROWS, d = s.first_channel() + c;
+    __device__ __forceinline__ void load_rows(const FewStep<T> &s, int l, int first) {
+        int lane = threadIdx.x % 32, b = lane / FEW_ROWS, c = first + lane % FEW_ROWS, d = s.first_channel() + c;
         rows.load(in_rows(s, l, first), s.n_channel() - first, s.d_model, s.d_model, lane);
         bias = 0;
         if (b >= s.streams || c >= s.n_channel()) return;
-        if (s.p.in_bias != NULL) bias = s.p.in_bias[l * s.layer + s.has_z() * s.d_inner + d];
+        if (s.p.in_bias != NULL) bias = s.p.in_bias[l * s.layer_stride + s.has_z() * s.d_inner + d];
         if (!s.has_z())
-            conv.load(s.p.conv + l * s.layer + (size_t)d * s.d_conv,
-                      s.p.conv_bias != NULL ? s.p.conv_bias + l * s.layer + d : NULL, s.state_of(l, b) + d, s.d_inner,
-                      s.d_conv);
+            conv.load(s.p.conv + l * s.layer_stride + (size_t)d * s.d_conv,
+                      s.p.conv_bias != NULL ? s.p.conv_bias + l * s.layer_stride + d : NULL, s.state_of(l, b) + d,
+                      s.d_inner, s.d_conv);
     }
-    __device__ __forceinline__ void load_share(const Step<T> &s, int l, int j) {
+    __device__ __forceinline__ void load_share(const FewStep<T> &s, int l, int j) {
         share.load(share_row(s, l, j), j < s.width, s.n_channel(), s.d_inner, threadIdx.x % SHARE_LANES);
     }
-    __device__ __forceinline__ void load(const Step<T> &s, int l) { /* behind the last layer comes the head */
+    __device__ __forceinline__ void load(const FewStep<T> &s, int l) { /* behind the last layer comes the head */
         int i = threadIdx.x * 4;
-        if (i < s.d_model) norm = *(const float4 *)((l < s.n_layer ? s.p.norm + l * s.layer : s.norm_f) + i);
+        if (i < s.d_model) norm = *(const float4 *)((l < s.n_layer ? s.p.norm + l * s.layer_stride : s.norm_f) + i);
         if (l == s.n_layer) {
-            load_head(&rows, s, head_row());
+            few_load_head(&rows, s, few_head_row());
         } else {
-            load_rows(s, l, threadIdx.x / 32 * STEP_ROWS);
+            load_rows(s, l, threadIdx.x / 32 * FEW_ROWS);
             if (!s.has_z()) load_share(s, l, threadIdx.x / SHARE_LANES);
         }
     }
 
-    __device__ __forceinline__ void run(const Step<T> &s, int l) {
+    __device__ __forceinline__ void run(const FewStep<T> &s, int l) {
         float *xw = dynamic_shared<float>(), *us = s.us(), r[S];
-        int lane = threadIdx.x % 32, of_row = lane % STEP_ROWS, of_stream = lane / STEP_ROWS, n = s.n_channel();
-        int first = threadIdx.x / 32 * STEP_ROWS, d = s.first_channel() + first + of_row;
+        int lane = threadIdx.x % 32, of_row = lane % FEW_ROWS, of_stream = lane / FEW_ROWS, n = s.n_channel();
+        int first = threadIdx.x / 32 * FEW_ROWS, d = s.first_channel() + first + of_row;
         float *state = s.state_of(l, of_stream);
         if (of_stream < s.streams && first + of_row < n && !s.has_z()) conv.prepare(state + d, s.d_inner, s.d_conv);
-        step_norm<S>(xw, r, s.x + (size_t)l * s.streams * s.d_model, norm, s.p.norm + l * s.layer, s.streams, s.d_model,
-                     s.eps);
+        few_norm<S>(xw, r, s, l, norm, s.p.norm + l * s.layer_stride);
 #pragma unroll 1
-        for (; first < n; first += STEP_WARPS * STEP_ROWS, d += STEP_WARPS * STEP_ROWS) {
+        for (; first < n; first += STEP_WARPS * FEW_ROWS, d += STEP_WARPS * FEW_ROWS) {
             bool mine = of_stream < s.streams && first + of_row < n;
             float value = 0;
-            if (first >= STEP_WARPS * STEP_ROWS) {
+            if (first >= STEP_WARPS * FEW_ROWS) {
                 load_rows(s, l, first);
                 if (mine && !s.has_z()) conv.prepare(state + d, s.d_inner, s.d_conv);
             }
             for (int b = 0; b < S && b < s.streams; b++) {
-                float v[STEP_ROWS] = {};
+                float v[FEW_ROWS] = {};
                 rows.add(v, xw + b * s.d_model, in_rows(s, l, first), n - first, s.d_model, s.d_model, lane);
-                for (int i = 0; i < STEP_ROWS; i++) {
+                for (int i = 0; i < FEW_ROWS; i++) {
                     v[i] = warp_sum(v[i]) * r[b];
                     if (of_stream == b && of_row == i) value = v[i] + bias;
                 }
@@ -2170,24 +2258,30 @@ template <class T, int S> struct StepIn {
 };
 
 /* dbc = the sums of the blocks' shares of x_proj. SCAN_LANES threads have an output of a stream, four at a time. */
-template <class T> static __device__ __forceinline__ void step_sum_parts(const Step<T> &s, int l) {
+template <class T> static __device__ __forceinline__ void few_sum_parts(const FewStep<T> &s, int l) {
     constexpr int K = 4;
     const float *parts = s.parts + (size_t)l * s.streams * s.width * s.halves;
     int lane = threadIdx.x % SCAN_LANES, n = s.streams * s.width;
 #pragma unroll 1
-    for (int at = 0; at < n; at += STEP_CHANNELS * K) {
+    for (int at = 0; at < n; at += FEW_CHANNELS * K) {
         int j = at + threadIdx.x / SCAN_LANES;
         float sum[K] = {};
-        float4 v[K];
+        Few<float, 4> v[K];
 #pragma unroll 1
         for (int i = lane * 4; i < s.halves; i += SCAN_LANES * 4) {
-            receive<K>(v, parts + (size_t)j * s.halves + i, (size_t)STEP_CHANNELS * s.halves,
-                       (n - j + STEP_CHANNELS - 1) / STEP_CHANNELS);
-            for (int k = 0; k < K; k++) sum[k] += (v[k].x + v[k].y) + (v[k].z + v[k].w);
+            receive<K>(v, [&](int k) {
+                int output = j + k * FEW_CHANNELS;
+                return output < n ? parts + (size_t)output * s.halves + i : NULL;
+            });
+            for (int k = 0; k < K; k++) {
+                float four[4];
+                unpack(four, v[k]);
+                sum[k] += (four[0] + four[1]) + (four[2] + four[3]);
+            }
         }
         for (int k = 0; k < K; k++) {
             sum[k] = warp_sum<SCAN_LANES>(sum[k]);
-            if (lane == 0 && j + k * STEP_CHANNELS < n) s.dbc()[j + k * STEP_CHANNELS] = sum[k];
+            if (lane == 0 && j + k * FEW_CHANNELS < n) s.dbc()[j + k * FEW_CHANNELS] = sum[k];
         }
     }
     __syncthreads();
@@ -2195,37 +2289,37 @@ template <class T> static __device__ __forceinline__ void step_sum_parts(const S
 
 /* Second phase: the rest of x_proj, dt_proj, softplus, one step of the scan, gate. SCAN_LANES threads have a channel,
    a thread every SCAN_LANES-th state and rank, of which the first ones are loaded early, as they are in memory. */
-template <class T, int S> struct StepScan {
+template <class T, int S> struct FewScan {
     T dt_row[RANK_FETCH];
     float A_log, h[S], bias, D, z[S], u[S];
 
-    __device__ __forceinline__ void load(const Step<T> &s, int l, int first) {
+    __device__ __forceinline__ void load(const FewStep<T> &s, int l, int first) {
         int c = first + threadIdx.x / SCAN_LANES, lane = threadIdx.x % SCAN_LANES, d = s.first_channel() + c;
         if (l == s.n_layer || s.has_z() || c >= s.n_channel()) return;
         for (int k = 0; k < RANK_FETCH; k++)
             if (k * SCAN_LANES + lane < s.dt_rank)
-                dt_row[k] = s.dt_proj[l * s.layer + (size_t)d * s.dt_rank + k * SCAN_LANES + lane];
-        bias = s.p.dt_bias[l * s.layer + d], D = s.p.D[l * s.layer + d];
+                dt_row[k] = s.dt_proj[l * s.layer_stride + (size_t)d * s.dt_rank + k * SCAN_LANES + lane];
+        bias = s.p.dt_bias[l * s.layer_stride + d], D = s.p.D[l * s.layer_stride + d];
         if (lane >= s.d_state) return;
-        A_log = s.p.A_log[l * s.layer + (size_t)d * s.d_state + lane];
+        A_log = s.p.A_log[l * s.layer_stride + (size_t)d * s.d_state + lane];
         for (int b = 0; b < S && b < s.streams; b++)
             h[b] = s.state_of(l, b)[(size_t)(s.d_conv - 1 + lane) * s.d_inner + d];
     }
 
     /* What the first phase has given of the channel; z may not be there yet. */
-    __device__ __forceinline__ void look_early(const Step<T> &s, int l, int d) {
+    __device__ __forceinline__ void look_early(const FewStep<T> &s, int l, int d) {
         for (int b = 0; b < S && b < s.streams; b++)
             z[b] = look(s.z + ((size_t)l * s.streams + b) * s.d_inner + d), u[b] = s.u[b * s.d_inner + d];
     }
 
-    __device__ __forceinline__ void run(const Step<T> &s, int l) {
+    __device__ __forceinline__ void run(const FewStep<T> &s, int l) {
         if (s.has_z()) return;
         int c = threadIdx.x / SCAN_LANES, n = s.n_channel(), d = s.first_channel() + c;
         float A = -__expf(A_log);
         if (c < n) look_early(s, l, d);
-        step_sum_parts(s, l);
+        few_sum_parts(s, l);
 #pragma unroll 1
-        for (int first = 0; first < n; first += STEP_CHANNELS, c += STEP_CHANNELS, d += STEP_CHANNELS) {
+        for (int first = 0; first < n; first += FEW_CHANNELS, c += FEW_CHANNELS, d += FEW_CHANNELS) {
             if (first > 0) load(s, l, first), A = -__expf(A_log);
             if (first > 0 && c < n) look_early(s, l, d);
             for (int b = 0; b < S && b < s.streams; b++) channel(s, l, d, b, A, c < n);
@@ -2233,7 +2327,7 @@ template <class T, int S> struct StepScan {
     }
 
     /* h = exp(delta A) h + delta B u, y = C h + D u, gated = y silu(z) */
-    __device__ __forceinline__ void channel(const Step<T> &s, int l, int d, int b, float A, bool there) {
+    __device__ __forceinline__ void channel(const FewStep<T> &s, int l, int d, int b, float A, bool there) {
         int lane = threadIdx.x % SCAN_LANES;
         size_t at = ((size_t)l * s.streams + b) * s.d_inner + d;
         const float *dbc = s.dbc() + b * s.width, *B = dbc + s.dt_rank, *C = B + s.d_state;
@@ -2242,37 +2336,37 @@ template <class T, int S> struct StepScan {
             if (k * SCAN_LANES + lane < s.dt_rank) delta += to_float(dt_row[k]) * dbc[k * SCAN_LANES + lane];
 #pragma unroll 1
         for (int i = RANK_FETCH * SCAN_LANES + lane; there && i < s.dt_rank; i += SCAN_LANES)
-            delta += to_float(s.dt_proj[l * s.layer + (size_t)d * s.dt_rank + i]) * dbc[i];
-        delta = softplus_exact(warp_sum<SCAN_LANES>(delta) + bias);
+            delta += to_float(s.dt_proj[l * s.layer_stride + (size_t)d * s.dt_rank + i]) * dbc[i];
+        delta = softplus_once(warp_sum<SCAN_LANES>(delta) + bias);
 #pragma unroll 1
         for (int n = lane; there && n < s.d_state; n += SCAN_LANES) {
             bool early = n < SCAN_LANES;
-            float A_n = early ? A : -__expf(s.p.A_log[l * s.layer + (size_t)d * s.d_state + n]);
+            float A_n = early ? A : -__expf(s.p.A_log[l * s.layer_stride + (size_t)d * s.d_state + n]);
             float now = __expf(delta * A_n) * (early ? h[b] : state[(size_t)n * s.d_inner]) + delta * B[n] * u[b];
             state[(size_t)n * s.d_inner] = now;
             y += C[n] * now;
         }
         y = warp_sum<SCAN_LANES>(y);
         if (!there || lane != 0) return;
-        while (BLOCKS_MEET && !is_there(z[b])) z[b] = look(s.z + at);
+        while (!is_there(z[b])) z[b] = look(s.z + at);
         give(s.gated + at, s.other, (y + D * u[b]) * silu(z[b]));
     }
 };
 
 /* Third phase: out_proj and the residual connection, x += W gated + bias, a warp for a row. */
-template <class T, int S> struct StepOut {
+template <class T, int S> struct FewOut {
     LaneRows<T, 1, 6, 32> row;
 
-    static __device__ __forceinline__ const T *out_row(const Step<T> &s, int l, int at) {
-        return s.out_proj + l * s.layer + (size_t)at * s.d_inner;
+    static __device__ __forceinline__ const T *out_row(const FewStep<T> &s, int l, int at) {
+        return s.out_proj + l * s.layer_stride + (size_t)at * s.d_inner;
     }
-    __device__ __forceinline__ void load(const Step<T> &s, int l, int i) {
+    __device__ __forceinline__ void load(const FewStep<T> &s, int l, int i) {
         int at = blockIdx.x * s.out_rows + i;
         if (l < s.n_layer)
             row.load(out_row(s, l, at), i < s.out_rows && at < s.d_model, s.d_inner, s.d_inner, threadIdx.x % 32);
     }
 
-    __device__ __forceinline__ void run(const Step<T> &s, int l) {
+    __device__ __forceinline__ void run(const FewStep<T> &s, int l) {
         float *gated = dynamic_shared<float>(), *x = s.x + (size_t)l * s.streams * s.d_model;
         int n = s.streams * s.d_inner, lane = threadIdx.x % 32, i = threadIdx.x / 32, at = blockIdx.x * s.out_rows + i;
         float before = lane < s.streams && at < s.d_model ? look(x + lane * s.d_model + at) : 0; /* a lane, a stream */
@@ -2280,7 +2374,7 @@ template <class T, int S> struct StepOut {
 #pragma unroll 1
         for (int at4 = threadIdx.x * 4; at4 < n; at4 += STEP_THREADS * 4) {
             float4 v;
-            receive<1>(&v, s.gated + (size_t)l * n + at4, 0, 1);
+            v = receive(s.gated + (size_t)l * n + at4);
             *(float4 *)(gated + at4) = v;
         }
         __syncthreads();
@@ -2297,27 +2391,27 @@ template <class T, int S> struct StepOut {
                 v[0] = warp_sum(v[0]);
                 if (lane == b) after = v[0];
             }
-            if (s.p.out_bias != NULL) after += s.p.out_bias[l * s.layer + at];
+            if (s.p.out_bias != NULL) after += s.p.out_bias[l * s.layer_stride + at];
             if (lane < s.streams) give(x + (s.streams + lane) * s.d_model + at, s.other, before + after);
         }
         __syncthreads(); /* the next phase writes where gated is */
     }
 };
 
-/* The last norm and the head, a warp for STEP_ROWS tokens at a time; it loads the next ones meanwhile. */
+/* The last norm and the head, a warp for FEW_ROWS tokens at a time; it loads the next ones meanwhile. */
 template <class T, int S>
-static __device__ __forceinline__ void step_head(const Step<T> &s, StepRows<T> &rows, float4 norm) {
+static __device__ __forceinline__ void few_head(const FewStep<T> &s, FewRows<T> &rows, float4 norm) {
     float *xw = dynamic_shared<float>(), r[S];
-    int stride = gridDim.x * STEP_WARPS * STEP_ROWS, lane = threadIdx.x % 32, V = s.vocab_size;
-    step_norm<S>(xw, r, s.x + (size_t)s.n_layer * s.streams * s.d_model, norm, s.norm_f, s.streams, s.d_model, s.eps);
+    int stride = gridDim.x * STEP_WARPS * FEW_ROWS, lane = threadIdx.x % 32, V = s.vocab_size;
+    few_norm<S>(xw, r, s, s.n_layer, norm, s.norm_f);
 #pragma unroll 2
-    for (int row = head_row(); row < V; row += stride) {
-        StepRows<T> now = rows;
-        load_head(&rows, s, row + stride);
+    for (int row = few_head_row(); row < V; row += stride) {
+        FewRows<T> now = rows;
+        few_load_head(&rows, s, row + stride);
         for (int b = 0; b < S && b < s.streams; b++) {
-            float v[STEP_ROWS] = {};
+            float v[FEW_ROWS] = {};
             now.add(v, xw + b * s.d_model, s.head + (size_t)row * s.d_model, V - row, s.d_model, s.d_model, lane);
-            for (int i = 0; i < STEP_ROWS; i++) {
+            for (int i = 0; i < FEW_ROWS; i++) {
                 v[i] = warp_sum(v[i]) * r[b];
                 if (lane == 0 && row + i < V) s.logits[(size_t)b * V + row + i] = v[i];
             }
@@ -2325,33 +2419,27 @@ static __device__ __forceinline__ void step_head(const Step<T> &s, StepRows<T> &
     }
 }
 
-/* The phases from `first` until `end` of a step: three for each layer, then the head. A block that is done with a
-   layer's weights in registers loads the next layer's there, so they are on their way during the two other phases. What
-   it loads early at the start is weights, and states: sample_kernel, the one ahead, lets it start only when the step
-   before is over. */
+/* A step, up to the logits. A block that is done with a layer's weights in registers loads the next layer's there, so
+   they are on their way during the two other phases. What it loads early at the start is weights, and states:
+   sample_kernel, the one ahead, lets it start only when the step before is over. */
 template <class T, int S> static __global__ void __launch_bounds__(STEP_THREADS, 1)
-    step_kernel(const __grid_constant__ Step<T> s, int first, int end) {
-    StepIn<T, S> in = {};
-    StepScan<T, S> scan = {};
-    StepOut<T, S> out = {};
-    int l = first / 3;
-    auto runs = [&](int phase) { return first <= phase && phase < end; };
+    few_kernel(const __grid_constant__ FewStep<T> s) {
+    FewIn<T, S> in = {};
+    FewScan<T, S> scan = {};
+    FewOut<T, S> out = {};
     let_next_start();
-    in.load(s, l), scan.load(s, l, 0), out.load(s, l, threadIdx.x / 32);
+    in.load(s, 0), scan.load(s, 0, 0), out.load(s, 0, threadIdx.x / 32);
     wait_for_previous();
-    for (; l < s.n_layer && 3 * l < end; l++) {
-        if (runs(3 * l)) in.run(s, l);
-        in.load(s, l + 1);
-        if (runs(3 * l + 1)) scan.run(s, l);
-        scan.load(s, l + 1, 0);
-        if (runs(3 * l + 2)) out.run(s, l);
-        out.load(s, l + 1, threadIdx.x / 32);
+    for (int l = 0; l < s.n_layer; l++) {
+        in.run(s, l), in.load(s, l + 1);
+        scan.run(s, l), scan.load(s, l + 1, 0);
+        out.run(s, l), out.load(s, l + 1, threadIdx.x / 32);
     }
-    if (runs(3 * s.n_layer)) step_head<T, S>(s, in.rows, in.norm);
+    few_head<T, S>(s, in.rows, in.norm);
 }
 
 /* Lays out one set of what the blocks hand each other; with base NULL only counts its bytes. */
-template <class T> static size_t step_handed(Step<T> *s, char *base) {
+template <class T> static size_t few_handed(FewStep<T> *s, char *base) {
     Arena arena = {base, 0};
     size_t rows = (size_t)s->n_layer * s->streams;
     take(&arena, &s->x, (rows + s->streams) * s->d_model);
@@ -2361,242 +2449,616 @@ template <class T> static size_t step_handed(Step<T> *s, char *base) {
     return arena.bytes;
 }
 
-/* The arguments of a step that uses the given set of places. */
-template <class T> static Step<T> step_of(const Gpu<T> *gpu, int streams, int set) {
+template <class T> static void fill_step(Step<T> *s, const Gpu<T> *gpu, int streams) {
     const Config *c = &gpu->model.config;
     const Params *w = &gpu->w;
-    int B = streams, W = dbc_width(c), D = c->d_model, E = c->d_inner;
-    Step<T> s = {};
-    s.p = w->block[0], s.norm_f = w->norm_f, s.head = in_T(gpu, w->head);
-    s.in_proj = in_T(gpu, s.p.in_proj), s.x_proj = in_T(gpu, s.p.x_proj), s.dt_proj = in_T(gpu, s.p.dt_proj),
-    s.out_proj = in_T(gpu, s.p.out_proj);
-    s.layer = c->n_layer > 1 ? w->block[1].norm - w->block[0].norm : 0;
-    s.streams = B, s.n_layer = c->n_layer, s.d_model = D, s.d_inner = E, s.d_conv = c->d_conv, s.d_state = c->d_state,
-    s.dt_rank = c->dt_rank, s.width = W, s.vocab_size = c->vocab_size, s.eps = (float)c->norm_eps;
+    s->p = w->block[0], s->norm_f = w->norm_f, s->head = in_T(gpu, w->head);
+    s->in_proj = in_T(gpu, s->p.in_proj), s->x_proj = in_T(gpu, s->p.x_proj), s->dt_proj = in_T(gpu, s->p.dt_proj),
+    s->out_proj = in_T(gpu, s->p.out_proj);
+    s->layer_stride = c->n_layer > 1 ? w->block[1].norm - w->block[0].norm : 0;
+    s->streams = streams, s->n_layer = c->n_layer, s->d_model = c->d_model, s->d_inner = c->d_inner;
+    s->d_conv = c->d_conv, s->d_state = c->d_state, s->dt_rank = c->dt_rank, s->width = dbc_width(c);
+    s->vocab_size = c->vocab_size, s->eps = (float)c->norm_eps;
+    s->state = gpu->state, s->stream_stride = state_stride(c), s->logits = gpu->held;
+}
+
+/* The arguments of a step that uses the given set of places. */
+template <class T> static FewStep<T> few_of(const Gpu<T> *gpu, int streams, int set) {
+    FewStep<T> s = {};
+    fill_step(&s, gpu, streams);
     s.halves = max(4, gpu->multiprocessors / 8 * 4); /* fours of blocks, for packs of parts; packs of channels */
-    s.channels = ceil_div(ceil_div(E, s.halves), 8) * 8, s.halves = ceil_div(ceil_div(E, s.channels), 4) * 4;
-    s.out_rows = ceil_div(D, 2 * s.halves), s.vector_floats = B * max(D, E);
-    s.u = gpu->step_u, s.state = gpu->state, s.ldstate = state_stride(c), s.logits = gpu->held;
-    size_t bytes = step_handed(&s, NULL);
-    if (gpu->handed != NULL) step_handed(&s, gpu->handed + set * bytes);
+    s.channels = ceil_div(ceil_div(s.d_inner, s.halves), 8) * 8;
+    s.halves = ceil_div(ceil_div(s.d_inner, s.channels), 4) * 4;
+    s.out_rows = ceil_div(s.d_model, 2 * s.halves), s.vector_floats = streams * max(s.d_model, s.d_inner);
+    s.u = gpu->step_u;
+    size_t bytes = few_handed(&s, NULL);
+    if (gpu->handed != NULL) few_handed(&s, gpu->handed + set * bytes);
     s.other = (ptrdiff_t)(bytes / sizeof(float)) * (set == 0 ? 1 : -1);
     return s;
 }
 
-template <class T> static size_t step_shared(const Step<T> &s) {
-    return (s.vector_floats + ceil_div(s.streams * s.width, 4) * 4 + (size_t)s.streams * s.channels) * sizeof(float);
+template <class T> static size_t few_shared(const FewStep<T> &s) {
+    return (s.vector_floats + FEW_STREAMS * STEP_WARPS + (size_t)s.streams * (s.channels + s.width)) * sizeof(float);
 }
 
-/* Whether so many streams take step_few. All its blocks must be on the GPU at once, one on a multiprocessor, and
+/* Whether so many streams take few_kernel. All its blocks must be on the GPU at once, one on a multiprocessor, and
    vectors fit into the shared memory that any block may have. */
 template <class T> static bool few_streams(const Gpu<T> *gpu, int streams) {
-    Step<T> s = step_of(gpu, streams, 0);
-    return streams <= STEP_STREAMS && s.d_model % 8 == 0 && s.d_inner % 8 == 0 && step_shared(s) <= SHARED_BYTES &&
-           !has_constants(&gpu->model.config) &&
-           (!BLOCKS_MEET || 2 * s.halves <= gpu->multiprocessors);
+    FewStep<T> s = few_of(gpu, streams, 0);
+    return streams <= FEW_STREAMS && s.d_model % 8 == 0 && s.d_inner % 8 == 0 && few_shared(s) <= SHARED_BYTES &&
+           !has_constants(&gpu->model.config) && 2 * s.halves <= gpu->multiprocessors;
 }
 
-/* gpu->held = the logits after feeding the tokens whose embeddings sample_kernel has left in the x of this set, one per
-   stream. */
-template <class T> static int step_few(Gpu<T> *gpu, int set) {
-    Step<T> s = step_of(gpu, gpu->streams, set);
-    int phases = 3 * s.n_layer + 1, at_once = BLOCKS_MEET ? phases : 1;
-    auto kernel = s.streams == 1 ? step_kernel<T, 1> : step_kernel<T, STEP_STREAMS>;
-    for (int first = 0; first < phases; first += at_once)
-        CUDA(launch_together(kernel, dim3(2 * s.halves), dim3(STEP_THREADS), step_shared(s), gpu->stream, s, first,
-                             first + at_once));
-    return 0;
+/* Many streams, in bf16. Now vectors are many, too, and products are the tensor cores': a block has a tile of each,
+   some streams by some rows, whose weights are on their way to shared memory while the block is at other phases. u and
+   z of a channel of a stream stay with the thread that computed them, which also loads, steps and stores its h; and two
+   channels of the residual stream stay with a thread through all layers. The phases:
+
+   in      xw, squares: norm, rows of in_proj for x and for z, convolution, SiLU     to u
+   dbc     u: rows of x_proj, in some blocks                                         to dbc: dt, B and C
+   scan    dbc: dt_proj, softplus, a step of the scan, gate                          to gated
+   out     gated: rows of out_proj, residual connection                              to the next layer's xw, squares
+
+   Each tile has its block, and is in shared memory as a whole: that limits the sizes, see many_streams(). A block
+   beyond the last tile has one of streams that there are not: it goes along with the last stream's numbers, and gives
+   nothing.
+
+   A thread's loads come back in the order in which it issues them, so it asks for what is far away only behind what the
+   block waits for. */
+constexpr int MAX_STREAMS = 64, MANY_STATES = 16, MANY_RANKS = 48, MANY_TAPS = 4; /* d_state is 16; others at most so */
+
+struct ManyStep : Step<bf16> {
+    /* Handed over: xw, x times the norm's weights: (n_layer + 1, streams, d_model); squares, sums of x^2 over eights:
+       (n_layer + 1, streams, d_model / 8); u, gated: (n_layer, streams, d_inner); dbc: (n_layer, streams, width) */
+    bf16 *xw, *u, *gated;
+    float *squares, *dbc, *x; /* x: (streams, d_model), what sample_kernel leaves */
+};
+
+/* D += A B by a warp: A (16, 16), B (16, 8). Lane 4 g + t has of D in rows g and g + 8 the columns 2 t and 2 t + 1, and
+   pairs of k that begin at 2 t and at 2 t + 8: a and c of A's row g, b and d of row g + 8, e and f of B's column g. */
+static __device__ __forceinline__ void multiply(float *sum, unsigned a, unsigned b, unsigned c, unsigned d, unsigned e,
+                                                unsigned f) {
+#ifdef CUDA_ON_CPU
+    cuda_on_cpu::mma_16x8x16(sum, a, b, c, d, e, f);
+#elif __CUDA_ARCH__ >= 800
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+        : "r"(a), "r"(b), "r"(c), "r"(d), "r"(e), "r"(f));
+#endif
 }
 
-/* Many streams: kernels as above, that have MANY_STREAMS of them in a block, and 128 channels. */
-constexpr int MANY_STREAMS = 4, MANY_FETCH = 6, MANY_STATES = 16, MANY_SCAN_STREAMS = 2, MANY_PARTS = 6;
-
-/* The convolution at one position, SiLU, and this block's share of x_proj. First a thread has a channel of a stream;
-   then a warp takes rows of x_proj, of which it has the first MANY_FETCH loaded, its lanes four channels of all
-   streams.     xz: (streams, 2 d_inner) */
-template <class T> static __global__ void __launch_bounds__(128 * MANY_STREAMS)
-    many_conv_kernel(float *u, float *parts, float *state, size_t ldstate, const T *xz, const float *conv,
-                     const float *conv_bias, const T *x_proj, int streams, int d_inner, int d_conv, int width) {
-    __shared__ __align__(16) float us[MANY_STREAMS][128];
-    int c = threadIdx.x % 128, s = threadIdx.x / 128, d = blockIdx.x * 128 + c, b = blockIdx.y * MANY_STREAMS + s,
-        warp = threadIdx.x / 32;
-    int lane = threadIdx.x % 32, d4 = blockIdx.x * 128 + lane * 4, have = d_inner - d4;
-    bool there = d < d_inner && b < streams;
-    float w[MANY_FETCH][4] = {};
-    ConvStep channel = {};
-    let_next_start();
-    state += b * ldstate + d;
-    if (there)
-        channel.load(conv + (size_t)d * d_conv, conv_bias != NULL ? conv_bias + d : NULL, state, d_inner, d_conv);
-    for (int k = 0; k < MANY_FETCH; k++) {
-        int j = warp + k * 4 * MANY_STREAMS;
-        if (j < width && have > 0) load_pack<4>(w[k], x_proj + (size_t)j * d_inner + d4, have, d_inner % 4 == 0);
-    }
-    if (there) channel.prepare(state, d_inner, d_conv);
-    wait_for_previous();
-    us[s][c] = there ? channel.step(state, to_float(xz[(size_t)b * 2 * d_inner + d]), d_inner, d_conv) : 0;
-    if (there) u[(size_t)b * d_inner + d] = us[s][c];
-    __syncthreads();
-    float v[MANY_STREAMS][4];
-    for (int i = 0; i < MANY_STREAMS; i++) load_pack<4>(v[i], &us[i][lane * 4], 4, true);
-    auto row = [&](int j, const float *w) {
-        float sum[MANY_STREAMS] = {};
-        for (int i = 0; i < MANY_STREAMS; i++)
-            for (int k = 0; k < 4; k++) sum[i] += w[k] * v[i][k];
-        float of_stream = sum_of_four(sum);
-        int stream = blockIdx.y * MANY_STREAMS + lane / 8;
-        if (lane % 8 == 0 && stream < streams) parts[((size_t)stream * gridDim.x + blockIdx.x) * width + j] = of_stream;
-    };
-    for (int k = 0; k < MANY_FETCH; k++)
-        if (warp + k * 4 * MANY_STREAMS < width) row(warp + k * 4 * MANY_STREAMS, w[k]);
-    for (int j = warp + MANY_FETCH * 4 * MANY_STREAMS; j < width; j += 4 * MANY_STREAMS) {
-        float late[4] = {};
-        if (have > 0) load_pack<4>(late, x_proj + (size_t)j * d_inner + d4, have, d_inner % 4 == 0);
-        row(j, late);
-    }
+/* 32 columns of 16 rows of x, v[0] of row g and v[1] of g + 8, with those of 8 rows of W: a lane has eight neighbours.
+   Which of them is which k of the matrix unit does not matter, if it is the same for both. */
+static __device__ __forceinline__ void multiply(float *sum, Few<bf16, 8> *v, Few<bf16, 8> w) {
+    for (int k = 0; k < 4; k += 2)
+        multiply(sum, v[0].word(k), v[1].word(k), v[0].word(k + 1), v[1].word(k + 1), w.word(k), w.word(k + 1));
 }
 
-/* n sums of n_parts rows of `width` each, into shared memory, by the whole block: groups of threads take MANY_PARTS
-   rows at a time, four columns a thread. sums: shared, what sum_parts_floats says. Behind it all threads may read
-   `sum`, (n, width). */
-static __host__ __device__ int sum_parts_floats(int n, int width, int threads) {
-    int fours = n * ((width + 3) / 4);
-    return 4 * (fours > threads ? fours : threads);
+/* v = a warp's share of x (streams, columns), which is handed over: 16 M streams from `stream` on, the last one again
+   where there are no more, and CHUNKS chunks of 32 columns from `chunk` on. Chunk c of the i-th 16 streams begins at
+   v + 2 (c M + i). */
+template <int M, int CHUNKS> static __device__ __forceinline__
+void receive_rows(Few<bf16, 8> *v, const bf16 *x, int stream, int streams, int columns, int chunk) {
+    int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+    receive<CHUNKS * 2 * M>(v, [&](int k) {
+        int b = min(stream + k % (2 * M) * 8 + g, streams - 1), c = chunk + k / (2 * M);
+        return x + b * columns + (c * 32 < columns ? c * 32 : 0) + t * 8;
+    });
 }
 
-static __device__ void sum_parts(float *sum, float *sums, const float *parts, int n, int n_parts, int width) {
-    int fours = (width + 3) / 4, groups = max(1, min(n_parts, (int)blockDim.x / max(1, n * fours)));
-    for (int j = threadIdx.x; j < n * groups * fours; j += blockDim.x) {
-        int column = j % fours * 4, group = j / fours % groups;
-        const float *rows = parts + (size_t)(j / fours / groups) * n_parts * width + column;
-        float total[4] = {};
-        for (int first = group; first < n_parts; first += groups * MANY_PARTS) {
-            float v[MANY_PARTS][4] = {};
-            for (int k = 0, i = first; k < MANY_PARTS; k++, i += groups)
-                if (i < n_parts) load_pack<4>(v[k], rows + (size_t)i * width, width - column, width % 4 == 0);
-            for (int k = 0; k < MANY_PARTS; k++)
-                for (int c = 0; c < 4; c++) total[c] += v[k][c];
-        }
-        store_pack<4>(sums + j * 4, total, 4, true);
-    }
-    __syncthreads();
-    for (int j = threadIdx.x; j < n * width; j += blockDim.x) {
-        const float *of_groups = sums + (size_t)(j / width) * groups * fours * 4 + j % width;
-        float total = 0;
-#pragma unroll 8
-        for (int i = 0; i < groups; i++) total += of_groups[i * fours * 4];
-        sum[j] = total;
-    }
-    __syncthreads();
+/* w = a lane's eight neighbours of chunks c and c + 1, c even; row: those of chunk 0 of its row of W in shared memory.
+   Odd rows read the two the other way round: then two rows, which are read at a time, use all banks. */
+static __device__ __forceinline__ void load_two(Few<bf16, 8> *w, const Few<bf16, 8> *row, int c) {
+    int odd = threadIdx.x / 4 % 2;
+    Few<bf16, 8> first = row[(c + odd) * 4], second = row[(c + 1 - odd) * 4];
+    w[0] = odd ? second : first, w[1] = odd ? first : second;
 }
 
-/* The shares of x_proj added up, dt_proj, softplus, one step of the scan, gate. A thread has a channel of
-   MANY_SCAN_STREAMS streams, MANY_STATES states at a time, of which the first are loaded early, as are MANY_FETCH packs
-   of dt_proj. all_B, all_C: the constants, NULL where x_proj makes B or C; dt_rank: 0 where delta is constant. */
-template <class T> static __global__ void __launch_bounds__(128)
-    many_scan_kernel(T *gated, float *h, size_t ldstate, const float *u, const T *xz, const float *parts, int n_parts,
-                     const T *dt_proj, const float *dt_bias, const float *all_B, const float *all_C,
-                     const float *A_log, const float *D, int streams, int d_inner, int dt_rank, int d_state) {
-    constexpr int N = 16 / sizeof(T), S = MANY_SCAN_STREAMS;
-    int d = blockIdx.x * 128 + threadIdx.x, first = blockIdx.y * S, n_streams = min(S, streams - first),
-        C_at = dt_rank + (all_B == NULL ? d_state : 0), width = C_at + (all_C == NULL ? d_state : 0);
-    bool there = d < d_inner;
-    float *sums = dynamic_shared<float>(), *dbc = sums + sum_parts_floats(S, width, 128); /* dbc: (S, width) */
-    float *constants = dbc + S * width, *B = all_B != NULL ? constants : dbc + dt_rank,
-          *C = all_C != NULL ? constants + d_state : dbc + C_at;
-    int ld_B = all_B != NULL ? 0 : width, ld_C = all_C != NULL ? 0 : width; /* between streams */
-    float delta[S] = {}, ud[S], zd[S], y[S] = {}, before[S][MANY_STATES], A[MANY_STATES], bias = there ? dt_bias[d] : 0,
-          Dd = there ? D[d] : 0;
-    Few<T, N> early[MANY_FETCH];
-    auto load_states = [&](int n0) {
-        for (int k = 0; k < MANY_STATES; k += 4)
-            load_pack<4>(A + k, A_log + (size_t)d * d_state + n0 + k, there ? d_state - n0 - k : 0,
-                         there && d_state % MANY_STATES == 0);
-        for (int k = 0; k < MANY_STATES; k++) {
-            bool state = there && n0 + k < d_state;
-            A[k] = -__expf(A[k]);
-            for (int s = 0; s < S; s++)
-                before[s][k] = state && s < n_streams ? h[s * ldstate + (size_t)(n0 + k) * d_inner] : 0;
-        }
-    };
-    let_next_start();
-    h += first * ldstate + d;
-    for (int k = 0; k < MANY_FETCH; k++)
-        early[k] = load_few<N, true>(dt_proj + (size_t)d * dt_rank + k * N,
-                                     there && dt_rank % N == 0 ? dt_rank - k * N : 0);
-    load_states(0);
-#pragma unroll 1
-    for (int n = threadIdx.x; n < d_state; n += 128) {
-        if (all_B != NULL) B[n] = all_B[n];
-        if (all_C != NULL) C[n] = all_C[n];
+/* Two neighbours at once. */
+static __device__ __forceinline__ void give(bf16 *place, ptrdiff_t other, float v, float next) {
+    __nv_bfloat162 two = __floats2bfloat162_rn(v, next); /* of a NaN this makes 0x7fff */
+    __stcg((unsigned *)place, *(unsigned *)&two);
+    __stcg((unsigned *)(place + 2 * other), NOT_YET);
+}
+
+/* A block's tile of y = x W^T: 16 M streams by 8 N rows of W. The columns are divided among the warps, CHUNKS chunks of
+   32 for each. A lane reads 16 bytes of each chunk of N rows. Nobody else reads these, so it leaves its sums there, and
+   in the end those of all warps are added up. Rows from n_rows on hold old bytes, and reach only what nobody takes. */
+template <int M, int N, int CHUNKS> struct Tile {
+    static constexpr int STREAMS = 16 * M, ROWS = 8 * N, PACKS = CHUNKS * 2 * M, WARP_COLUMNS = CHUNKS * 32,
+                         COLUMNS = WARP_COLUMNS * STEP_WARPS;
+    static_assert(M <= CHUNKS && CHUNKS % 2 == 0 && M * N <= STEP_WARPS, "sums have places, and warps that add them");
+    typedef Few<bf16, 8> Weights[ROWS * COLUMNS / 8];
+    Few<bf16, 8> *weights;
+    Arrival *arrival;
+    int columns, row, stream, n_rows; /* row, stream: the first ones */
+
+    static __host__ __device__ int n_tiles(int rows, int streams) {
+        return ceil_div(rows, ROWS) * ceil_div(streams, STREAMS);
     }
-    wait_for_previous();
-    for (int s = 0; s < S; s++) {
-        bool stream = there && s < n_streams;
-        ud[s] = stream ? u[(size_t)(first + s) * d_inner + d] : 0;
-        zd[s] = stream ? to_float(xz[(2 * (size_t)(first + s) + 1) * d_inner + d]) : 0;
+    __device__ __forceinline__ Tile(Weights weights, Arrival *arrival, int tile, int rows, int columns)
+        : weights(weights), arrival(arrival), columns(columns), row(tile % ceil_div(rows, ROWS) * ROWS),
+          stream(tile / ceil_div(rows, ROWS) * STREAMS), n_rows(min(ROWS, rows - row)) {}
+    /* W: (.., columns). By one thread, when the block is done with the weights before. */
+    __device__ __forceinline__ void load(const bf16 *W) const {
+        unsigned bytes = n_rows * columns * (unsigned)sizeof(bf16);
+        expect(arrival, bytes);
+        copy_bytes(weights, W + (size_t)row * columns, bytes, arrival);
     }
-    sum_parts(dbc, sums, parts + (size_t)first * n_parts * width, n_streams, n_parts, width);
-    if (!there) return;
-    for (int k = 0; k < MANY_FETCH; k++) {
-        float w[N];
-        unpack(w, early[k]);
-        if (dt_rank % N != 0 || k * N >= dt_rank) break;
-        for (int s = 0; s < n_streams; s++)
-            for (int c = 0; c < N; c++) delta[s] += w[c] * dbc[s * width + k * N + c];
+    __device__ __forceinline__ bool has_columns(int warp) const { return warp * WARP_COLUMNS < columns; }
+    __device__ __forceinline__ Few<bf16, 8> *row_of(int warp, int lane, int j) const { /* its chunk 0 */
+        return weights + (j * 8 + lane / 4) * (columns / 8) + warp * CHUNKS * 4 + lane % 4;
     }
-    for (int i = dt_rank % N == 0 ? MANY_FETCH * N : 0; i < dt_rank; i++)
-        for (int s = 0; s < n_streams; s++) delta[s] += to_float(dt_proj[(size_t)d * dt_rank + i]) * dbc[s * width + i];
-    for (int s = 0; s < S; s++) delta[s] = softplus_exact(delta[s] + bias);
-    for (int n0 = 0; n0 < d_state; n0 += MANY_STATES) {
-        if (n0 > 0) load_states(n0);
-#pragma unroll
-        for (int s = 0; s < n_streams; s++)
-#pragma unroll
-            for (int k = 0; k < MANY_STATES; k++) {
-                if (n0 + k >= d_state) break;
-                float now = __expf(delta[s] * A[k]) * before[s][k] + delta[s] * B[s * ld_B + n0 + k] * ud[s];
-                h[s * ldstate + (size_t)(n0 + k) * d_inner] = now;
-                y[s] += C[s * ld_C + n0 + k] * now;
+    __device__ __forceinline__ float *sums_of(int warp, int lane, int j, int i) const { /* next to it in odd rows */
+        return (float *)(row_of(warp, lane, j) + (i ^ (lane / 4 % 2)) * 4);
+    }
+    __device__ __forceinline__ void receive(Few<bf16, 8> *v, const bf16 *x, int streams) const {
+        receive_rows<M, CHUNKS>(v, x, stream, streams, columns, threadIdx.x / 32 * CHUNKS);
+    }
+    /* By the weights of the given use of the arrival. */
+    __device__ __forceinline__ void multiply(Few<bf16, 8> *v, int use) const {
+        int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+        float sum[N][M][4] = {};
+        wait_for_bytes(arrival, use);
+        if (!has_columns(warp)) return;
+        for (int c = 0; c < CHUNKS; c += 2)
+            for (int j = 0; j < N; j++) {
+                Few<bf16, 8> w[2];
+                load_two(w, row_of(warp, lane, j), c);
+                for (int k = 0; k < 2; k++)
+                    for (int i = 0; i < M; i++) ::multiply(sum[j][i], v + ((c + k) * M + i) * 2, w[k]);
             }
+        for (int j = 0; j < N; j++)
+            for (int i = 0; i < M; i++) store_float4(sums_of(warp, lane, j, i), sum[j][i]);
     }
-    for (int s = 0; s < n_streams; s++)
-        store(&gated[(size_t)(first + s) * d_inner + d], (y[s] + Dd * ud[s]) * zd[s] / (1 + __expf(-zd[s])));
+    /* y (STREAMS, ROWS), in shared memory: a warp adds up 16 streams, 8 rows. */
+    __device__ __forceinline__ void add_up(float *y) const {
+        int warp = threadIdx.x / 32, lane = threadIdx.x % 32, j = warp / M, i = warp % M;
+        float4 sum = make_float4(0, 0, 0, 0);
+        __syncthreads();
+        if (warp < N * M) {
+            for (int w = 0; w < STEP_WARPS && has_columns(w); w++) {
+                float4 share = *(const float4 *)sums_of(w, lane, j, i);
+                sum.x += share.x, sum.y += share.y, sum.z += share.z, sum.w += share.w;
+            }
+            float *to = y + (i * 16 + lane / 4) * ROWS + j * 8 + lane % 4 * 2;
+            *(float2 *)to = make_float2(sum.x, sum.y);
+            *(float2 *)(to + 8 * ROWS) = make_float2(sum.z, sum.w);
+        }
+        __syncthreads();
+    }
+};
+
+typedef Tile<2, 3, 2> InTile; /* of in_proj's rows for x, and for z */
+typedef Tile<1, 1, 4> DbcTile;
+typedef Tile<1, 3, 4> OutTile;
+static_assert(STEP_THREADS * 2 == InTile::STREAMS * InTile::ROWS && STEP_THREADS == InTile::ROWS * MANY_STATES,
+              "a thread has a channel of two streams, and one number of A");
+
+constexpr int HEAD_TOKENS = 16, HEAD_STAGES = 6, HEAD_SPLIT = 3; /* see ManyHead */
+
+struct ManyShared {
+    InTile::Weights in_x, in_z;
+    DbcTile::Weights x_proj;
+    OutTile::Weights out_proj;
+    float y[InTile::STREAMS * InTile::ROWS]; /* a tile's product */
+    float delta[InTile::STREAMS][InTile::ROWS], scale[MAX_STREAMS];
+    /* longer than their rows: so threads use all banks */
+    float A[InTile::ROWS][MANY_STATES + 4], dbc[InTile::STREAMS][MANY_RANKS + 2 * MANY_STATES + 8];
+    Arrival x_arrival, z_arrival, dbc_arrival, out_arrival, head_arrival[HEAD_STAGES];
+};
+
+/* RMSNorm's factors of STREAMS streams from `first` on; LANES threads have the squares of one. */
+template <int STREAMS> struct ManyNorm {
+    static constexpr int THREADS = 256, LANES = THREADS / STREAMS, PACKS = InTile::COLUMNS / 8 / 4 / LANES;
+    Few<float, 4> v[PACKS];
+
+    static __device__ __forceinline__ const float *place(const ManyStep &s, int l, int first, int k) {
+        int b = first + threadIdx.x / LANES, i = (k * LANES + threadIdx.x % LANES) * 4, n = s.d_model / 8;
+        return threadIdx.x < THREADS && b < s.streams && i < n ? s.squares + ((size_t)l * s.streams + b) * n + i : NULL;
+    }
+    __device__ __forceinline__ void ask(const ManyStep &s, int l, int first) {
+        ::ask<PACKS>(v, [&](int k) { return place(s, l, first, k); });
+    }
+    __device__ __forceinline__ void finish(float *scale, const ManyStep &s, int l, int first) {
+        float sum = 0, four[4];
+        await<PACKS>(v, [&](int k) { return place(s, l, first, k); });
+        for (int k = 0; k < PACKS; k++) {
+            unpack(four, v[k]);
+            sum += (four[0] + four[1]) + (four[2] + four[3]);
+        }
+        sum = warp_sum<LANES>(sum);
+        if (threadIdx.x < THREADS && threadIdx.x % LANES == 0)
+            scale[threadIdx.x / LANES] = rsqrtf(__fdividef(sum, (float)s.d_model) + s.eps);
+    }
+};
+
+/* The thread that starts copies: of the last warp, which has no part in add_up() and make_delta(). */
+static __device__ __forceinline__ bool starts_copies() { return threadIdx.x == STEP_THREADS - 1; }
+
+/* A block's tiles, what a thread keeps, and the phases. */
+struct ManyBlock {
+    const ManyStep &s;
+    ManyShared &m;
+    InTile x_tile, z_tile;
+    DbcTile dbc_tile; /* the last blocks have them: if any block has no tile of in_proj, it is one of those */
+    OutTile out_tile;
+    bool has_dbc;
+
+    /* A channel of two streams. tile_channel, tile_stream: in the tile */
+    int tile_channel, tile_stream, channel, stream;
+    float u[2], z[2], h[2][MANY_STATES], D;
+    float A_log, dt_bias[2];           /* not of this channel: one number for the block, and see make_delta */
+    unsigned dt_row[MANY_RANKS / 8];   /* see make_delta: pairs */
+
+    /* Two neighbouring channels, from `pair` on, of the residual stream; norm: the next norm's weights */
+    static constexpr int PAIRS = OutTile::ROWS / 2;
+    int pair, pair_stream;
+    bool has_pair;
+    float2 residual, norm;
+
+    __device__ __forceinline__ ManyBlock(const ManyStep &s, ManyShared &m)
+        : s(s), m(m), x_tile(m.in_x, &m.x_arrival, blockIdx.x, s.d_inner, s.d_model),
+          z_tile(m.in_z, &m.z_arrival, blockIdx.x, s.d_inner, s.d_model),
+          dbc_tile(m.x_proj, &m.dbc_arrival, gridDim.x - 1 - blockIdx.x, s.width, s.d_inner),
+          out_tile(m.out_proj, &m.out_arrival, blockIdx.x, s.d_model, s.d_inner), has_dbc(dbc_tile.stream < s.streams),
+          tile_channel(threadIdx.x % InTile::ROWS), tile_stream(threadIdx.x / InTile::ROWS * 2),
+          channel(x_tile.row + tile_channel), stream(x_tile.stream + tile_stream),
+          pair(out_tile.row + threadIdx.x % PAIRS * 2), pair_stream(out_tile.stream + threadIdx.x / PAIRS),
+          has_pair(threadIdx.x < PAIRS * OutTile::STREAMS && pair < s.d_model && pair_stream < s.streams), residual(),
+          norm() {}
+
+    /* A tile's weights may be overwritten when its add_up() is over. That the copies are started later still lets those
+       that the block needs sooner come first:
+
+       of                        is free after      is loaded in
+       in_proj, layer l + 1      in(l)              scan(l)
+       x_proj, layer l + 1       dbc(l)             out(l)
+       out_proj, layer l         out(l - 1)         in(l) */
+    __device__ __forceinline__ void load_in(int l) const {
+        if (!starts_copies() || l == s.n_layer) return;
+        x_tile.load(s.in_proj + l * s.layer_stride);
+        z_tile.load(s.in_proj + l * s.layer_stride + (size_t)s.d_inner * s.d_model);
+    }
+    __device__ __forceinline__ void load_dbc(int l) const {
+        if (starts_copies() && has_dbc && l < s.n_layer) dbc_tile.load(s.x_proj + l * s.layer_stride);
+    }
+    __device__ __forceinline__ void load_out(int l) const {
+        if (starts_copies()) out_tile.load(s.out_proj + l * s.layer_stride);
+    }
+    /* A block's share of the states of layer l, so that they are near when threads load them. */
+    __device__ __forceinline__ void prefetch_states(int l) const {
+        size_t all = s.streams * s.stream_stride, n = (all + 4 * gridDim.x - 1) / (4 * gridDim.x) * 4,
+               first = blockIdx.x * n;
+        if (starts_copies() && l < s.n_layer && first < all)
+            prefetch_bytes(s.state_of(l, 0) + first, (unsigned)(min(n, all - first) * sizeof(float)));
+    }
+    __device__ __forceinline__ void load_norm(int l) {
+        if (has_pair) norm = *(const float2 *)((l < s.n_layer ? s.p.norm + l * s.layer_stride : s.norm_f) + pair);
+    }
+
+    __device__ __forceinline__ bool has_channel(int i) const { return channel < s.d_inner && stream + i < s.streams; }
+    __device__ __forceinline__ float *state(int l, int i, int row) const {
+        return s.state_of(l, stream + i) + (size_t)row * s.d_inner + channel;
+    }
+    /* h and D of the thread's channel; what make_delta() wants of dt_proj and its bias; a number of A_log for A. */
+    __device__ __forceinline__ void load_channel(int l) {
+        int lane = threadIdx.x % 32, eight = x_tile.row + threadIdx.x / 32 % (InTile::ROWS / 8) * 8,
+            row = eight + lane / 4, column = eight + lane % 4 * 2, at = x_tile.row * MANY_STATES + threadIdx.x;
+        const bf16 *ranks = s.dt_proj + l * s.layer_stride + (size_t)row * s.dt_rank + lane % 4 * 2;
+        for (int i = 0; i < 2; i++) {
+            const float *from = state(l, i, s.d_conv - 1);
+            for (int n = 0; n < MANY_STATES; n++, from += s.d_inner) h[i][n] = has_channel(i) ? *from : 0;
+        }
+        for (int k = 0; k < MANY_RANKS; k += 8)
+            dt_row[k / 8] = row < s.d_inner && k < s.dt_rank ? *(const unsigned *)(ranks + k) : 0;
+        for (int c = 0; c < 2; c++)
+            dt_bias[c] = column < s.d_inner ? s.p.dt_bias[l * s.layer_stride + column + c] : 0;
+        A_log = at < s.d_inner * MANY_STATES ? s.p.A_log[l * s.layer_stride + at] : 0;
+        D = channel < s.d_inner ? s.p.D[l * s.layer_stride + channel] : 0;
+    }
+    /* v: of the thread's channel. Two neighbouring threads have two channels of two streams: one gives both channels of
+       the first stream, the other those of the second. */
+    __device__ __forceinline__ void give_two(bf16 *to, int l, const float *v) const {
+        bool odd = threadIdx.x % 2;
+        float theirs = __shfl_xor_sync(~0u, odd ? v[0] : v[1], 1);
+        if (has_channel(odd))
+            give(to + ((size_t)l * s.streams + stream + odd) * s.d_inner + channel - odd, s.other,
+                 odd ? theirs : v[0], odd ? v[1] : theirs);
+    }
+    /* The residual stream as layer l has it: times w for the product, and for the norm the sum of eight squares. */
+    __device__ __forceinline__ void hand_on(int l) const {
+        float squares = warp_sum<4>(residual.x * residual.x + residual.y * residual.y);
+        size_t at = ((size_t)l * s.streams + pair_stream) * s.d_model + pair;
+        if (!has_pair) return;
+        give(s.xw + at, s.other, residual.x * norm.x, residual.y * norm.y);
+        if (threadIdx.x % 4 == 0) give(s.squares + at / 8, s.other, squares);
+    }
+
+    __device__ __forceinline__ void in(int l) {
+        const float *y = m.y + tile_stream * InTile::ROWS + tile_channel, *scale = m.scale + tile_stream;
+        bool has_bias = s.p.in_bias != NULL && channel < s.d_inner;
+        const float *bias = has_bias ? s.p.in_bias + l * s.layer_stride + channel : NULL;
+        Few<bf16, 8> xw[InTile::PACKS];
+        ManyNorm<InTile::STREAMS> norm;
+        ConvStep<MANY_TAPS> conv[2] = {};
+        norm.ask(s, l, x_tile.stream);
+        x_tile.receive(xw, s.xw + (size_t)l * s.streams * s.d_model, s.streams);
+        load_out(l);
+        for (int i = 0; i < 2; i++)
+            if (has_channel(i))
+                conv[i].load(s.p.conv + l * s.layer_stride + (size_t)channel * s.d_conv,
+                             s.p.conv_bias != NULL ? s.p.conv_bias + l * s.layer_stride + channel : NULL,
+                             state(l, i, 0), s.d_inner, s.d_conv);
+        x_tile.multiply(xw, l);
+        norm.finish(m.scale, s, l, x_tile.stream);
+        x_tile.add_up(m.y);
+        for (int i = 0; i < 2; i++) {
+            u[i] = y[i * InTile::ROWS] * scale[i] + (has_bias ? bias[0] : 0);
+            if (!has_channel(i)) continue;
+            conv[i].prepare(state(l, i, 0), s.d_inner, s.d_conv);
+            u[i] = conv[i].step(state(l, i, 0), u[i], s.d_inner, s.d_conv);
+        }
+        give_two(s.u, l, u);
+        z_tile.multiply(xw, l);
+        load_channel(l);
+        z_tile.add_up(m.y);
+        for (int i = 0; i < 2; i++) z[i] = y[i * InTile::ROWS] * scale[i] + (has_bias ? bias[s.d_inner] : 0);
+    }
+
+    __device__ __forceinline__ void dbc(int l) const {
+        Few<bf16, 8> us[DbcTile::PACKS];
+        int i = threadIdx.x / 4, row = threadIdx.x % 4 * 2, b = dbc_tile.stream + i;
+        dbc_tile.receive(us, s.u + (size_t)l * s.streams * s.d_inner, s.streams);
+        dbc_tile.multiply(us, l);
+        dbc_tile.add_up(m.y);
+        if (i >= DbcTile::STREAMS || b >= s.streams) return;
+        float *place = s.dbc + ((size_t)l * s.streams + b) * s.width + dbc_tile.row + row;
+        for (int c = 0; c < 2; c++) give(place + c, s.other, m.y[i * DbcTile::ROWS + row + c]);
+    }
+
+    __device__ __forceinline__ void scan(int l) {
+        constexpr int PACKS = (InTile::STREAMS * (MANY_RANKS + 2 * MANY_STATES) / 4 + STEP_THREADS - 1) / STEP_THREADS;
+        const int fours = s.width / 4;
+        const float *rows = s.dbc + ((size_t)l * s.streams + x_tile.stream) * s.width;
+        Few<float, 4> v[PACKS];
+        auto four = [&](int k) { return (int)threadIdx.x + k * STEP_THREADS; };
+        m.A[threadIdx.x / MANY_STATES][threadIdx.x % MANY_STATES] = -__expf(A_log);
+        receive<PACKS>(v, [&](int k) {
+            int b = four(k) / fours;
+            return b < InTile::STREAMS && x_tile.stream + b < s.streams ? rows + four(k) * 4 : NULL;
+        });
+        for (int k = 0; k < PACKS && four(k) / fours < InTile::STREAMS; k++)
+            *(Few<float, 4> *)&m.dbc[four(k) / fours][four(k) % fours * 4] = v[k];
+        __syncthreads();
+        load_in(l + 1);
+        make_delta();
+        __syncthreads();
+        scan_channel(l);
+    }
+    /* delta: a warp has 16 streams of 8 channels */
+    __device__ __forceinline__ void make_delta() const {
+        int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4, eight = warp % (InTile::ROWS / 8),
+            i = warp / (InTile::ROWS / 8) * 16 + g;
+        float sum[4] = {dt_bias[0], dt_bias[1], dt_bias[0], dt_bias[1]};
+        if (i >= InTile::STREAMS) return;
+        auto two = [&](int i, int k) {
+            __nv_bfloat162 pair = __floats2bfloat162_rn(m.dbc[i][k + 2 * t], m.dbc[i][k + 2 * t + 1]);
+            return *(unsigned *)&pair;
+        };
+        for (int k = 0; k < MANY_RANKS; k += 16)
+            if (k < s.dt_rank)
+                multiply(sum, two(i, k), two(i + 8, k), two(i, k + 8), two(i + 8, k + 8), dt_row[k / 8],
+                         dt_row[k / 8 + 1]);
+        for (int k = 0; k < 4; k++) m.delta[i + k / 2 * 8][eight * 8 + 2 * t + k % 2] = softplus_once(sum[k]);
+    }
+    /* h = exp(delta A) h + delta B u, gated = (C h + D u) silu(z) */
+    __device__ __forceinline__ void scan_channel(int l) {
+        float y[2] = {}, A[4], B[4], C[4];
+        for (int i = 0; i < 2; i++) {
+            float delta = m.delta[tile_stream + i][tile_channel];
+            const float *all_B = m.dbc[tile_stream + i] + s.dt_rank, *all_C = all_B + MANY_STATES;
+            for (int n = 0; n < MANY_STATES; n += 4) {
+                load_pack<4>(A, &m.A[tile_channel][n], 4, true), load_pack<4>(B, all_B + n, 4, true);
+                load_pack<4>(C, all_C + n, 4, true);
+                for (int k = 0; k < 4; k++) {
+                    h[i][n + k] = __expf(delta * A[k]) * h[i][n + k] + delta * B[k] * u[i];
+                    y[i] += C[k] * h[i][n + k];
+                }
+            }
+            y[i] = (y[i] + D * u[i]) * silu(z[i]);
+        }
+        give_two(s.gated, l, y);
+        for (int i = 0; i < 2; i++) { /* nobody waits for these */
+            float *to = state(l, i, s.d_conv - 1);
+            for (int n = 0; n < MANY_STATES && has_channel(i); n++, to += s.d_inner) *to = h[i][n];
+        }
+    }
+
+    __device__ __forceinline__ void out(int l) {
+        Few<bf16, 8> gated[OutTile::PACKS];
+        const float *y = m.y + threadIdx.x * 2; /* threads have streams' pairs in the order of y */
+        const float *bias = s.p.out_bias != NULL && has_pair ? s.p.out_bias + l * s.layer_stride + pair : NULL;
+        out_tile.receive(gated, s.gated + (size_t)l * s.streams * s.d_inner, s.streams);
+        load_dbc(l + 1);
+        load_norm(l + 1);
+        out_tile.multiply(gated, l);
+        out_tile.add_up(m.y);
+        if (has_pair) residual.x += y[0], residual.y += y[1];
+        if (bias != NULL) residual.x += bias[0], residual.y += bias[1];
+        hand_on(l + 1);
+    }
+};
+
+/* The last norm and the head. The weights of HEAD_TOKENS tokens are a stage: a block has every gridDim.x-th of them, of
+   which HEAD_STAGES at a time are on their way. A warp has 16 streams and one of HEAD_SPLIT parts of the columns, of
+   which it keeps xw in registers. */
+struct ManyHead {
+    static constexpr int N = HEAD_TOKENS / 8, CHUNKS = InTile::COLUMNS / 32 / HEAD_SPLIT, PACKS = 2 * CHUNKS,
+                         GROUPS = MAX_STREAMS / 16;
+    struct Work { /* where weights of the layers were */
+        Few<bf16, 8> stage[HEAD_STAGES][HEAD_TOKENS * InTile::COLUMNS / 8];
+        float4 shares[2][HEAD_SPLIT - 1][N][GROUPS * 32]; /* two: the next stage's do not go where others still read */
+    };
+    static constexpr int EARLY = offsetof(ManyShared, out_proj) / sizeof Work().stage[0]; /* the others are in use */
+    static_assert(sizeof(Work) <= offsetof(ManyShared, y) && GROUPS * HEAD_SPLIT == STEP_WARPS, "it fits");
+    const ManyStep &s;
+    ManyShared &m;
+    Work &work;
+
+    __device__ __forceinline__ ManyHead(const ManyStep &s, ManyShared &m) : s(s), m(m), work(*(Work *)&m) {}
+    static __device__ __forceinline__ int first_token(int i) { return (blockIdx.x + i * gridDim.x) * HEAD_TOKENS; }
+    /* Starts to load the block's stages from `first` until `end`, as far as it has so many. */
+    __device__ __forceinline__ void load(int first, int end) const {
+        for (int i = first; starts_copies() && i < end && first_token(i) < s.vocab_size; i++) {
+            Arrival *arrival = &m.head_arrival[i % HEAD_STAGES];
+            unsigned bytes = min(HEAD_TOKENS, s.vocab_size - first_token(i)) * s.d_model * (unsigned)sizeof(bf16);
+            expect(arrival, bytes);
+            copy_bytes(work.stage[i % HEAD_STAGES], s.head + (size_t)first_token(i) * s.d_model, bytes, arrival);
+        }
+    }
+    __device__ __forceinline__ void run() const {
+        const int D = s.d_model, V = s.vocab_size, warp = threadIdx.x / 32, lane = threadIdx.x % 32,
+                  group = warp % GROUPS * 16, first_chunk = warp / GROUPS * CHUNKS;
+        Few<bf16, 8> xw[PACKS];
+        ManyNorm<MAX_STREAMS> norm;
+        norm.ask(s, s.n_layer, 0);
+        receive_rows<1, CHUNKS>(xw, s.xw + (size_t)s.n_layer * s.streams * D, group, s.streams, D, first_chunk);
+        load(EARLY, HEAD_STAGES); /* not before: xw would have to come through among these */
+        norm.finish(m.scale, s, s.n_layer, 0); /* to be read behind a stage's barrier */
+#pragma unroll 1
+        for (int i = 0; first_token(i) < V; i++) {
+            const Few<bf16, 8> *w = work.stage[i % HEAD_STAGES] + lane / 4 * (D / 8) + first_chunk * 4 + lane % 4;
+            float4(*shares)[N][GROUPS * 32] = work.shares[i % 2];
+            float sum[N][4] = {};
+            wait_for_bytes(&m.head_arrival[i % HEAD_STAGES], i / HEAD_STAGES);
+            for (int c = 0; c < CHUNKS && (first_chunk + c) * 32 < D; c += 2)
+                for (int j = 0; j < N; j++) {
+                    Few<bf16, 8> two[2];
+                    load_two(two, w + j * D, c); /* j D: 8 rows of D / 8 */
+                    for (int k = 0; k < 2; k++) multiply(sum[j], xw + 2 * (c + k), two[k]);
+                }
+            for (int j = 0; j < N && first_chunk > 0; j++)
+                store_float4((float *)&shares[warp / GROUPS - 1][j][threadIdx.x % (GROUPS * 32)], sum[j]);
+            __syncthreads();
+            load(i + HEAD_STAGES, i + HEAD_STAGES + 1);
+            for (int j = 0; j < N && first_chunk == 0; j++) {
+                for (int k = 0; k < HEAD_SPLIT - 1; k++) {
+                    float4 share = shares[k][j][threadIdx.x];
+                    sum[j][0] += share.x, sum[j][1] += share.y, sum[j][2] += share.z, sum[j][3] += share.w;
+                }
+                for (int k = 0; k < 4; k++) {
+                    int b = group + k / 2 * 8 + lane / 4, token = first_token(i) + j * 8 + lane % 4 * 2 + k % 2;
+                    if (b < s.streams && token < V) s.logits[(size_t)b * V + token] = sum[j][k] * m.scale[b];
+                }
+            }
+        }
+    }
+};
+
+/* A step, up to the logits. A block has a tile of in_proj, one of out_proj, and maybe one of x_proj. What it touches
+   before wait_for_previous() is not what sample_kernel writes, see few_kernel. */
+static __global__ void __launch_bounds__(STEP_THREADS, 1) many_kernel(const __grid_constant__ ManyStep s) {
+    ManyShared &m = *dynamic_shared<ManyShared>();
+    ManyBlock block(s, m);
+    ManyHead head(s, m);
+    let_next_start();
+    if (starts_copies()) {
+        arrival_init(&m.x_arrival), arrival_init(&m.z_arrival);
+        arrival_init(&m.dbc_arrival), arrival_init(&m.out_arrival);
+        for (int i = 0; i < HEAD_STAGES; i++) arrival_init(&m.head_arrival[i]);
+    }
+    block.load_in(0), block.load_dbc(0), block.prefetch_states(0), block.load_norm(0);
+    __syncthreads();
+    wait_for_previous();
+    if (block.has_pair) block.residual = *(const float2 *)(s.x + (size_t)block.pair_stream * s.d_model + block.pair);
+    block.hand_on(0);
+#pragma unroll 1
+    for (int l = 0; l < s.n_layer; l++) {
+        block.in(l);
+        if (block.has_dbc) block.dbc(l);
+        block.scan(l);
+        if (l + 1 == s.n_layer) head.load(0, ManyHead::EARLY);
+        block.prefetch_states(l + 1);
+        block.out(l);
+    }
+    head.run();
 }
 
-/* step_few for many streams: the products by cuBLAS. */
-template <class T> static int step_many(Gpu<T> *gpu) {
+/* Lays out one set of what the blocks hand each other; with base NULL only counts its bytes. */
+static size_t many_handed(ManyStep *s, char *base) {
+    Arena arena = {base, 0};
+    size_t rows = (size_t)s->n_layer * s->streams, after = rows + s->streams;
+    take(&arena, &s->x, (size_t)s->streams * s->d_model);
+    take(&arena, &s->xw, after * s->d_model);
+    take(&arena, &s->squares, after * s->d_model / 8);
+    take(&arena, &s->u, rows * s->d_inner);
+    take(&arena, &s->gated, rows * s->d_inner);
+    take(&arena, &s->dbc, rows * s->width);
+    return arena.bytes;
+}
+
+/* The arguments of a step that uses the given set of places. */
+static ManyStep many_of(const Gpu<bf16> *gpu, int streams, int set) {
+    ManyStep s = {};
+    fill_step(&s, gpu, streams);
+    size_t bytes = many_handed(&s, NULL);
+    if (gpu->handed != NULL) many_handed(&s, gpu->handed + set * bytes);
+    s.other = (ptrdiff_t)(bytes / sizeof(float)) * (set == 0 ? 1 : -1);
+    return s;
+}
+
+/* The same if its weights are in bf16; else NULL, for calls that are never made. */
+static Gpu<bf16> *in_bf16(Gpu<bf16> *gpu) { return gpu; }
+static Gpu<bf16> *in_bf16(Gpu<float> *) { return NULL; }
+
+/* Whether so many streams, where few_streams() does not, take many_kernel: in bf16, columns fill chunks, each tile has
+   a block, and what a block has fits into its shared memory. */
+static bool many_streams(const Gpu<bf16> *gpu, int streams) {
+    if (gpu == NULL) return false;
     const Config *c = &gpu->model.config;
-    int D = c->d_model, E = c->d_inner, W = dbc_width(c), B = gpu->streams, n_parts = ceil_div(E, 128);
-    size_t stride = state_stride(c);
-    size_t shared =
-        (sum_parts_floats(MANY_SCAN_STREAMS, W, 128) + MANY_SCAN_STREAMS * W + 2 * c->d_state) * sizeof(float);
-    if (shared > SHARED_BYTES) return fail("time_step_rank is %d, too large to generate on a GPU", c->dt_rank);
-    for (int l = 0; l < c->n_layer; l++) {
-        const BlockParams *p = &gpu->w.block[l];
-        float *state = gpu->state + (size_t)l * B * stride;
-        TRY(residual_rmsnorm(gpu, gpu->many_normed, gpu->many_r, (float *)NULL, gpu->many_x, (const T *)NULL,
-                             (const float *)NULL, p->norm, B));
-        TRY(linear_forward(gpu, gpu->many_xz, gpu->many_normed, (size_t)D, in_T(gpu, p->in_proj), B, D, 2 * E));
-        if (p->in_bias != NULL) TRY(add_bias(gpu, gpu->many_xz, p->in_bias, B, 2 * E));
-        CUDA(launch_early(many_conv_kernel<T>, dim3(n_parts, ceil_div(B, MANY_STREAMS)), dim3(128 * MANY_STREAMS), 0,
-                          gpu->stream, gpu->step_u, gpu->many_parts, state, stride, (const T *)gpu->many_xz,
-                          (const float *)p->conv, (const float *)p->conv_bias, in_T(gpu, p->x_proj), B, E, c->d_conv,
-                          W));
-        CUDA(launch_early(many_scan_kernel<T>, dim3(n_parts, ceil_div(B, MANY_SCAN_STREAMS)), dim3(128), shared,
-                          gpu->stream, gpu->many_gated, state + (size_t)(c->d_conv - 1) * E, stride,
-                          (const float *)gpu->step_u, (const T *)gpu->many_xz, (const float *)gpu->many_parts, n_parts,
-                          in_T(gpu, p->dt_proj), (const float *)p->dt_bias, (const float *)p->B, (const float *)p->C,
-                          (const float *)p->A_log, (const float *)p->D, B, E, dt_width(c), c->d_state));
-        TRY(gemm(gpu, CUBLAS_OP_T, CUBLAS_OP_N, D, B, E, in_T(gpu, p->out_proj), (size_t)E, (const T *)gpu->many_gated,
-                 (size_t)E, gpu->many_x, (size_t)D, 1));
-        if (p->out_bias != NULL) TRY(add_bias(gpu, gpu->many_x, p->out_bias, B, D));
-    }
-    TRY(residual_rmsnorm(gpu, gpu->many_normed, gpu->many_r, (float *)NULL, gpu->many_x, (const T *)NULL,
-                         (const float *)NULL, gpu->w.norm_f, B));
-    return linear_forward(gpu, gpu->held, gpu->many_normed, (size_t)D, in_T(gpu, gpu->w.head), B, D, c->vocab_size);
+    int major = 0, shared = 0, blocks = gpu->multiprocessors;
+    cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0);
+    cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, 0);
+    return major >= 9 && (int)sizeof(ManyShared) <= shared && streams <= MAX_STREAMS && !has_constants(c) &&
+           c->d_model % InTile::WARP_COLUMNS == 0 && c->d_model <= InTile::COLUMNS &&
+           c->d_inner % OutTile::WARP_COLUMNS == 0 && c->d_inner <= OutTile::COLUMNS && c->d_state == MANY_STATES &&
+           c->dt_rank % 16 == 0 && c->dt_rank <= MANY_RANKS && c->d_conv <= MANY_TAPS &&
+           InTile::n_tiles(c->d_inner, streams) <= blocks && DbcTile::n_tiles(dbc_width(c), streams) <= blocks &&
+           OutTile::n_tiles(c->d_model, streams) <= blocks;
 }
 
+/* Where sample_kernel leaves the embeddings for the next step. */
+template <class T> static float *step_input(Gpu<T> *gpu) {
+    return gpu->way == FEW_KERNEL    ? few_of(gpu, gpu->streams, gpu->set).x
+           : gpu->way == MANY_KERNEL ? many_of(in_bf16(gpu), gpu->streams, gpu->set).x
+                                     : gpu->block[0].input;
+}
+
+/* gpu->held = the logits after feeding one token to each stream. */
+template <class T> static int step(Gpu<T> *gpu) {
+    const Config *c = &gpu->model.config;
+    int B = gpu->streams;
+    if (gpu->way == FEW_KERNEL) {
+        FewStep<T> s = few_of(gpu, B, gpu->set);
+        CUDA(launch_together(B == 1 ? few_kernel<T, 1> : few_kernel<T, FEW_STREAMS>, dim3(2 * s.halves),
+                             dim3(STEP_THREADS), few_shared(s), gpu->stream, s));
+        return 0;
+    }
+    if (gpu->way == MANY_KERNEL) {
+        CUDA(launch_together(many_kernel, dim3(gpu->multiprocessors), dim3(STEP_THREADS), sizeof(ManyShared),
+                             gpu->stream, many_of(in_bf16(gpu), B, gpu->set)));
+        return 0;
+    }
+    return replay(gpu, &gpu->generate_graph, [=]() -> int {
+        TRY(blocks_forward(gpu, gpu->state, B, 1));
+        return linear_forward(gpu, gpu->held, gpu->normed, (size_t)c->d_model, in_T(gpu, gpu->w.head), B, c->d_model,
+                              c->vocab_size);
+    });
+}
+
+/* Sampling: sample() of mamba.c, a block for each stream. */
 constexpr int SAMPLE_THREADS = 1024, SAMPLE_FETCH = 16, ID_BITS = 20; /* vocab_size is at most 2^ID_BITS */
 
 /* Orders candidates as sample() does, the more probable first and of equal ones the lower id: a larger key comes first.
@@ -2732,6 +3194,8 @@ static __global__ void __launch_bounds__(SAMPLE_THREADS)
     }
 }
 
+/* The backend: memory, graphs, and the functions that mamba.c calls, see Backend there. */
+
 /* The activations for a batch, cut out of one allocation; with arena->base NULL only counts. */
 template <class T> static void acts_layout(Gpu<T> *gpu, Arena *arena, int batch, int len, int train) {
     const Config *c = &gpu->model.config;
@@ -2802,6 +3266,7 @@ template <class T> static int gpu_layout(Gpu<T> *gpu, int batch, int len, int tr
     if ((double)batch * len > (1 << 30)) return fail("batch %d x len %d is too large: use a smaller one", batch, len);
     CUDA(cudaStreamSynchronize(gpu->stream));
     drop_graph(&gpu->gradient_graph);
+    drop_graph(&gpu->generate_graph);
     cudaFree(gpu->acts_memory);
     release(gpu->host_ids);
     gpu->acts_memory = NULL, gpu->host_ids = NULL, gpu->batch = 0;
@@ -2843,7 +3308,7 @@ template <class T, class Work> static int replay(Gpu<T> *gpu, cudaGraphExec_t *e
     return 0;
 }
 
-template <class T> static int set_args(Gpu<T> *gpu, const StepArgs *args) {
+template <class T> static int set_args(Gpu<T> *gpu, const UpdateArgs *args) {
     CUDA(cudaMemcpyAsync(gpu->args, args, sizeof *args, cudaMemcpyHostToDevice, gpu->stream));
     return 0;
 }
@@ -2872,7 +3337,7 @@ template <class T>
 static int gpu_gradient(void *self, const int *tokens, const int *targets, int batch, int len, double scale) {
     Gpu<T> *gpu = (Gpu<T> *)self;
     int rows, n = 0, *order, *segment;
-    StepArgs args = {};
+    UpdateArgs args = {};
     TRY(gpu_layout(gpu, batch, len, 1)); /* refuses what an int cannot count */
     rows = batch * len;
     order = gpu->host_ids, segment = order + rows;
@@ -2894,7 +3359,7 @@ static int gpu_gradient(void *self, const int *tokens, const int *targets, int b
 template <class T> static int gpu_update(void *self, const AdamW *o, double lr, long step, double *loss, double *norm) {
     Gpu<T> *gpu = (Gpu<T> *)self;
     float host[2];
-    StepArgs args = {0,
+    UpdateArgs args = {0,
                      (float)o->beta1,
                      (float)o->beta2,
                      (float)(1 - o->beta1),
@@ -2914,7 +3379,7 @@ template <class T> static int gpu_update(void *self, const AdamW *o, double lr, 
         CUDA(launch(squares_kernel, dim3(n_parts), dim3(1024), 0, gpu->stream, parts, (const float *)gpu->grads, n));
         CUDA(launch(adamw_kernel<T>, dim3(blocks), dim3(ADAMW_THREADS), 0, gpu->stream, gpu->weights, gpu->compute,
                     gpu->grads, gpu->moment1, gpu->moment2, (const unsigned char *)gpu->decay, n, gpu->norm,
-                    (const float *)parts, n_parts, (const StepArgs *)gpu->args));
+                    (const float *)parts, n_parts, (const UpdateArgs *)gpu->args));
         return 0;
     }));
     if (loss != NULL || norm != NULL) { /* loss and norm are neighbours */
@@ -2930,8 +3395,18 @@ template <class T> static int gpu_update(void *self, const AdamW *o, double lr, 
 template <class T> static int gpu_reset(void *self, int streams) {
     Gpu<T> *gpu = (Gpu<T> *)self;
     const Config *c = &gpu->model.config;
-    Step<T> step = step_of(gpu, streams, 0);
-    size_t B = streams, E = c->d_inner, handed = 2 * step_handed(&step, NULL);
+    size_t B = streams, handed = 0;
+    gpu->way = few_streams(gpu, streams)             ? FEW_KERNEL
+               : many_streams(in_bf16(gpu), streams) ? MANY_KERNEL
+                                                     : BY_LAYERS;
+    if (gpu->way == FEW_KERNEL) {
+        FewStep<T> step = few_of(gpu, streams, 0);
+        handed = 2 * few_handed(&step, NULL);
+    } else if (gpu->way == MANY_KERNEL) {
+        ManyStep step = many_of(in_bf16(gpu), streams, 0);
+        handed = 2 * many_handed(&step, NULL);
+        CUDA(cudaFuncSetAttribute(many_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)sizeof(ManyShared)));
+    }
     CUDA(cudaStreamSynchronize(gpu->stream));
     if (streams != gpu->streams) {
         Arena arena = {NULL, 0};
@@ -2941,17 +3416,8 @@ template <class T> static int gpu_reset(void *self, int streams) {
         for (int pass = 0; pass < 2; pass++) {
             arena.bytes = 0;
             take(&arena, &gpu->state, state_size(c, streams));
-            take(&arena, &gpu->step_u, B * E);
-            if (few_streams(gpu, streams)) {
-                take(&arena, &gpu->handed, handed);
-            } else {
-                take(&arena, &gpu->many_x, B * c->d_model);
-                take(&arena, &gpu->many_r, B);
-                take(&arena, &gpu->many_parts, B * ceil_div(c->d_inner, 128) * dbc_width(c));
-                take(&arena, &gpu->many_normed, B * c->d_model);
-                take(&arena, &gpu->many_xz, B * 2 * E);
-                take(&arena, &gpu->many_gated, B * E);
-            }
+            if (handed > 0) take(&arena, &gpu->handed, handed);
+            if (gpu->way == FEW_KERNEL) take(&arena, &gpu->step_u, B * c->d_inner);
             take(&arena, &gpu->samplers, B);
             take(&arena, &gpu->history, B * HISTORY_TOKENS);
             take(&arena, &gpu->out, B * GENERATE_TOKENS);
@@ -2992,7 +3458,7 @@ template <class T> static int gpu_feed(Gpu<T> *gpu, const int *tokens, const int
     int B = gpu->streams, D = c->d_model, V = c->vocab_size, step = max(1, PIECE_TOKENS / B);
     long n = 0, right = 0;
     double sum = 0;
-    StepArgs args = {};
+    UpdateArgs args = {};
     args.scale = 1;
     TRY(set_args(gpu, &args));
     for (int first = 0; first < len; first += step) {
@@ -3074,16 +3540,15 @@ template <class T> static int gpu_generate(void *self, int *out, int n, Sampler 
     Gpu<T> *gpu = (Gpu<T> *)self;
     const Config *c = &gpu->model.config;
     int B = gpu->streams, ids[GENERATE_TOKENS];
+    if (gpu->way == BY_LAYERS) TRY(gpu_layout(gpu, B, 1, 0));
     for (int first = 0; first < n; first += GENERATE_TOKENS) {
         int part = min(GENERATE_TOKENS, n - first);
         TRY(upload_samplers(gpu, sampler, part));
         for (int i = 0; i < part; i++, gpu->set = 1 - gpu->set) {
-            float *x = gpu->handed != NULL ? step_of(gpu, B, gpu->set).x : gpu->many_x;
             CUDA(launch_early(sample_kernel, dim3(B), dim3(SAMPLE_THREADS), 0, gpu->stream, gpu->held, gpu->samplers,
-                              gpu->history, (const float *)gpu->uniforms, gpu->out, x,
+                              gpu->history, (const float *)gpu->uniforms, gpu->out, step_input(gpu),
                               (const float *)gpu->w.embedding.full, c->vocab_size, c->d_model));
-            if (gpu->handed != NULL) TRY(step_few(gpu, gpu->set));
-            else TRY(replay(gpu, &gpu->generate_graph, [=]() -> int { return step_many(gpu); }));
+            TRY(step(gpu));
         }
         for (int b = 0; b < B; b++) {
             CUDA(cudaMemcpyAsync(ids, gpu->out + (size_t)b * GENERATE_TOKENS, part * sizeof *ids,

@@ -18,10 +18,11 @@
 
    What it reports, on stderr and in `report`, while the launch or the next synchronisation returns an error: a barrier
    or a warp operation that not all its threads reach, or at different lines; launches over the limits of the device;
-   arguments that are no device pointers; copies and matrix products that leave their allocation. Device and shared
-   memory start as 0xFF bytes (NaN), so that reading what nobody wrote shows. AddressSanitizer sees every other access
-   out of bounds, UBSan a misaligned float4. What it cannot show: speed, races between blocks on global memory, and a
-   __syncwarp missing next to a shuffle, which holds up its lanes like a barrier.
+   arguments that are no device pointers; copies and matrix products that leave their allocation; copies to shared
+   memory that are on their way when the blocks are done. Device and shared memory start as 0xFF bytes (NaN), so that
+   reading what nobody wrote shows. AddressSanitizer sees every other access out of bounds, UBSan a misaligned float4.
+   What it cannot show: speed, races between blocks on global memory, and a __syncwarp missing next to a shuffle, which
+   holds up its lanes like a barrier.
 
    To step through a block, compile with -O0 -g, and
        gdb build/test_cuda
@@ -32,7 +33,8 @@
        (gdb) backtrace                        the kernel, and below it the start of its fibre
 
    What it needs of mamba.cu: kernels are static, and started by launch(kernel, grid, block, shared_bytes, stream,
-   args...); shared memory whose size is known at the launch only is dynamic_shared<T>(); inline PTX has a twin in C++.
+   args...); shared memory whose size is known at the launch only is dynamic_shared<T>(), as is all of a kernel that
+   launch_together starts; inline PTX has a twin in C++.
 
    SPDX-License-Identifier: MIT
 
@@ -309,7 +311,7 @@ struct Fibre {
 #endif
 };
 constexpr size_t STACK_BYTES = 256 << 10, GUARD_BYTES = 64 << 10; /* whole pages, whatever their size */
-constexpr int MAX_THREADS = 1024, MAX_WARPS = MAX_THREADS / 32, MAX_FIBRES = 8 * MAX_THREADS;
+constexpr int MAX_THREADS = 1024, MAX_WARPS = MAX_THREADS / 32, MAX_FIBRES = 12 * MAX_THREADS;
 constexpr size_t ALL_STACKS_BYTES = MAX_FIBRES * (GUARD_BYTES + STACK_BYTES);
 
 inline char *all_stacks; /* one mapping */
@@ -424,8 +426,6 @@ inline Fibre *fibre_take() {
 
 /* 3. A BLOCK ======================================================================================================= */
 
-struct Copy { void *to; const void *from; size_t bytes, zeros; int group; }; /* an asynchronous one */
-
 enum Wait { BARRIER, SHUFFLE, BALLOT, FINISHED };
 
 struct Thread {
@@ -436,8 +436,7 @@ struct Thread {
     int line, source;                  /* source: the lane whose value it wants */
     unsigned mask;
     uint64_t given, taken;             /* its own value, and what the operation gives it */
-    std::vector<Copy> copies;          /* those that it has not waited for */
-    int groups;                        /* how many it has committed */
+    struct { unsigned a[2][2], b[2]; } matrices; /* its share of them, see mma_16x8x16 */
 };
 
 /* The running block. A bit per lane says which threads can go on; `warps` has a bit per warp with such lanes. */
@@ -457,7 +456,7 @@ struct Block {
     uint3 index;
     unsigned ready[MAX_WARPS], in_exchange[MAX_WARPS];
     int n_finished, n_waiting, barrier_line, predicate_sum, predicate_result;
-    std::vector<char> dynamic_bytes, static_bytes;
+    std::vector<char> dynamic_bytes;
     char *dynamic_memory;
 };
 inline std::vector<Block> blocks;      /* empty: they run one after the other */
@@ -517,10 +516,6 @@ inline CUDA_ON_CPU_UNCHECKED void swap_with(Block &b) {
     std::swap(b.ready, ready), std::swap(b.in_exchange, in_exchange);
     std::swap(b.n_finished, n_finished), std::swap(b.n_waiting, n_waiting), std::swap(b.barrier_line, barrier_line);
     std::swap(b.predicate_sum, predicate_sum), std::swap(b.predicate_result, predicate_result);
-    static std::vector<char> copy;
-    copy.assign(shared_begin, shared_end);
-    memcpy(shared_begin, b.static_bytes.data(), copy.size());
-    b.static_bytes.swap(copy);
 }
 
 /* Goes on with a thread of the running block, on its fibre or, if it begins now, on one that is idle. */
@@ -681,20 +676,14 @@ inline void block_run(uint3 index) {
     for (int i = 0; i < n_thread; i++) {
         if (thread[i].fibre != nullptr) fibre_reset(thread[i].fibre), idle[n_idle++] = thread[i].fibre;
         thread[i].fibre = nullptr;
-        thread[i].copies.clear();
-        thread[i].groups = 0;
     }
 }
 
-/* Can blocks run at the same time? Each has a copy of static shared memory, whose place must be known. */
-inline bool meeting = true;
-inline bool blocks_meet() {
-    if (shared_begin == nullptr) find_shared();
-    return meeting && shared_begin != nullptr;
-}
+inline bool arrivals_clear();
 
-/* Runs the blocks of a grid at the same time. */
+/* Runs the blocks of a grid at the same time. Their shared memory must be dynamic: of static arrays there is one. */
 inline void grid_run_together(int n_block, size_t dynamic_bytes) {
+    poison(shared_begin, shared_end);
     ranks.clear();
     blocks.resize(n_block);
     for (int i = 0; i < n_block; i++) {
@@ -705,8 +694,6 @@ inline void grid_run_together(int n_block, size_t dynamic_bytes) {
         b.thread = b.threads.data(), b.index.x = (unsigned)i;
         b.dynamic_bytes.assign(dynamic_bytes + 128, (char)0xff);
         b.dynamic_memory = (char *)(((uintptr_t)b.dynamic_bytes.data() + 127) / 128 * 128);
-        b.static_bytes.assign(shared_begin, shared_end);
-        poison(b.static_bytes.data(), b.static_bytes.data() + b.static_bytes.size());
         for (int w = 0; w < n_warp; w++) b.ready[w] = low_bits(n_thread - w * 32), ranks.push_back(i * MAX_WARPS + w);
     }
     if (schedule == REVERSE) std::reverse(ranks.begin(), ranks.end());
@@ -720,6 +707,11 @@ inline void grid_run_together(int n_block, size_t dynamic_bytes) {
         for (Thread &t : b.threads)
             if (t.fibre != nullptr) fibre_reset(t.fibre), idle[n_idle++] = t.fibre;
     blocks.clear(), waiting.clear();
+    if (!arrivals_clear() && !block_failed)
+        execution_error = complain(cudaErrorLaunchFailure, "%s: a copy that nobody has waited for", kernel_name);
+    if (!block_failed && std::any_of(shared_begin, shared_end, [](char c) { return c != (char)0xff; }))
+        execution_error =
+            complain(cudaErrorLaunchFailure, "%s: static shared memory, one for all blocks at a time", kernel_name);
 }
 
 /* Runs the blocks of a grid. */
@@ -730,9 +722,9 @@ inline void grid_run(const std::string &kernel, std::function<void()> body, dim3
     n_thread = (int)(block.x * block.y * block.z), n_warp = (n_thread + 31) / 32;
     for (unsigned i = 0; i < (unsigned)n_thread; i++)
         thread[i].index = uint3{i % block.x, i / block.x % block.y, i / block.x / block.y};
-    if (together && blocks_meet()) return grid_run_together((int)grid.x, dynamic_bytes);
-    if (posix_memalign((void **)&dynamic_memory, 128, max(dynamic_bytes, (size_t)1)) != 0) abort();
     if (shared_begin == nullptr) find_shared();
+    if (together) return grid_run_together((int)grid.x, dynamic_bytes);
+    if (posix_memalign((void **)&dynamic_memory, 128, max(dynamic_bytes, (size_t)1)) != 0) abort();
     char *begin = shared_begin, *end = shared_end;
     /* Block number first + i * step for i = 0, 1, ...: all of them, if step and their number have no common factor. */
     size_t blocks = (size_t)grid.x * grid.y * grid.z, first = 0, step = 1;
@@ -808,26 +800,80 @@ template <class T> T __shfl_xor_sync(unsigned mask, T value, int bits, int width
 
 template <class T> T *dynamic_shared() { return reinterpret_cast<T *>(cuda_on_cpu::dynamic_memory); }
 
-/* Asynchronous copies arrive when they are waited for and not before: using them too early reads poison. */
-inline void __pipeline_memcpy_async(void *to, const void *from, size_t bytes, size_t zeros = 0) {
-    cuda_on_cpu::Thread &t = cuda_on_cpu::thread[cuda_on_cpu::current];
-    bool size_ok = (bytes == 4 || bytes == 8 || bytes == 16) && zeros <= bytes;
-    if (!size_ok || (uintptr_t)to % bytes != 0 || (uintptr_t)from % bytes != 0)
-        cuda_on_cpu::block_fail("an asynchronous copy is of 4, 8 or 16 aligned bytes");
-    t.copies.push_back({to, from, bytes, zeros, t.groups});
-}
-inline void __pipeline_commit() { cuda_on_cpu::thread[cuda_on_cpu::current].groups++; }
-inline void __pipeline_wait_prior(int newest) {
-    cuda_on_cpu::Thread &t = cuda_on_cpu::thread[cuda_on_cpu::current];
-    size_t kept = 0;
-    for (const cuda_on_cpu::Copy &copy : t.copies)
-        if (copy.group >= t.groups - newest) t.copies[kept++] = copy;
-        else {
-            memcpy(copy.to, copy.from, copy.bytes - copy.zeros);
-            memset((char *)copy.to + copy.bytes - copy.zeros, 0, copy.zeros);
+namespace cuda_on_cpu {
+/* mma.sync.m16n8k16 of bf16: D += A B by a warp, summed in float over k in order. Lane 4 g + t has of D in rows g and
+   g + 8 the columns 2 t and 2 t + 1, and pairs of k from 2 t on, and from 2 t + 8 on: a and c of A's row g, b and d of
+   row g + 8, e and f of B's column g. */
+inline void mma_16x8x16(float *sum, unsigned a, unsigned b, unsigned c, unsigned d, unsigned e, unsigned f,
+                        CUDA_ON_CPU_SITE) {
+    Thread *warp = &thread[current / 32 * 32];
+    auto value = [](unsigned pair, int k) { return __uint_as_float(k % 2 ? pair & 0xffff0000u : pair << 16); };
+    thread[current].matrices = {{{a, c}, {b, d}}, {e, f}};
+    __syncwarp(~0u, file, line);
+    for (int i = 0; i < 4; i++)
+        for (int k = 0; k < 16; k++) {
+            int row = lane() / 4 + i / 2 * 8, column = lane() % 4 * 2 + i % 2, t = k % 8 / 2;
+            sum[i] += value(warp[row % 8 * 4 + t].matrices.a[row / 8][k / 8], k) *
+                      value(warp[column * 4 + t].matrices.b[k / 8], k);
         }
-    t.copies.resize(kept);
+    __syncwarp(~0u, file, line);
 }
+}
+
+namespace cuda_on_cpu {
+bool on_device(const void *p, size_t bytes);
+
+/* Copies to shared memory by a unit of their own (cp.async.bulk), and the barrier in shared memory that counts their
+   bytes (mbarrier). They arrive when somebody waits for them and not before: reading them too early, or writing where
+   they go, shows. */
+struct Copy { void *to; const void *from; size_t bytes; };
+struct Arriving {
+    int phase;                         /* the one that is not over */
+    bool expected;
+    size_t bytes_expected, bytes;
+    std::vector<Copy> copies;
+};
+inline std::map<const void *, Arriving> arrivals; /* by barrier */
+
+inline Arriving &arriving(const void *barrier) {
+    if (arrivals.count(barrier) == 0) block_fail("a barrier for bytes that nobody has initialised");
+    return arrivals[barrier];
+}
+inline void arrival_init(unsigned long long *barrier) { arrivals[barrier] = Arriving(); }
+inline void expect(unsigned long long *barrier, unsigned bytes) {
+    Arriving &a = arriving(barrier);
+    if (a.expected) block_fail("bytes are expected before those of the phase before have come");
+    a.expected = true, a.bytes_expected = bytes;
+    wake(barrier);
+}
+inline void copy_bytes(void *to, const void *from, unsigned bytes, unsigned long long *barrier) {
+    Arriving &a = arriving(barrier);
+    if (bytes % 16 != 0 || (uintptr_t)to % 16 != 0 || (uintptr_t)from % 16 != 0 || !on_device(from, bytes))
+        block_fail("such a copy is of multiples of 16 aligned bytes of device memory");
+    a.copies.push_back({to, from, bytes}), a.bytes += bytes;
+    memset(to, 0xff, bytes);
+    wake(barrier);
+}
+inline void wait_for_bytes(unsigned long long *barrier, int phase) {
+    Arriving &a = arriving(barrier);
+    if (phase > a.phase || phase < a.phase - 1) block_fail("waits for a phase with the parity of another");
+    while (phase == a.phase && !(a.expected && a.bytes == a.bytes_expected)) wait_for(barrier);
+    if (phase < a.phase) return;
+    for (const Copy &copy : a.copies) memcpy(copy.to, copy.from, copy.bytes);
+    a = Arriving{a.phase + 1, false, 0, 0, {}};
+}
+/* Whether all that was to come has come. */
+inline bool arrivals_clear() {
+    bool none_left = true;
+    for (const auto &arrival : arrivals) none_left = none_left && arrival.second.copies.empty();
+    arrivals.clear();
+    return none_left;
+}
+inline void prefetch_bytes(const void *from, unsigned bytes) {
+    if (bytes % 16 != 0 || (uintptr_t)from % 16 != 0 || !on_device(from, bytes))
+        block_fail("what is prefetched is multiples of 16 aligned bytes of device memory");
+}
+} /* namespace cuda_on_cpu */
 
 /* 5. MEMORY ======================================================================================================== */
 
@@ -1128,7 +1174,7 @@ cudaError_t launch_kernel(const char *call, bool together, void (*kernel)(P...),
     else if (shared_bytes > limit)
         error = complain(cudaErrorInvalidValue, "%s: %zu bytes of shared memory, limit %zu", name.c_str(),
                          shared_bytes, limit);
-    else if (together && blocks_meet() && (grid.y * grid.z > 1 || grid.x * (size_t)block.x > MAX_FIBRES))
+    else if (together && (grid.y * grid.z > 1 || grid.x * (size_t)block.x > MAX_FIBRES))
         error = complain(cudaErrorInvalidConfiguration, "%s: too many blocks to run at the same time", name.c_str());
     else if (wrong_arg != 0)
         error = complain(cudaErrorInvalidValue, "%s: argument %d is no device pointer", name.c_str(), wrong_arg);

@@ -703,7 +703,7 @@ template <class T> static void test_cross_entropy(int rows, int V, double range)
     begin("cross entropy rows %d vocab %d logits to %g, %d bytes", rows, V, range, (int)sizeof(T));
     Doubles logits = uniform<T>((size_t)rows * V, -range, range), losses(rows), right(rows), d;
     Ints targets = random_ids(rows, V), correct(rows);
-    StepArgs args = {};
+    UpdateArgs args = {};
     args.scale = 0.25f;
     double total = 0;
     for (int r = 0; r < rows; r += 3) { /* every third target is the largest logit: right */
@@ -720,7 +720,7 @@ template <class T> static void test_cross_entropy(int rows, int V, double range)
     Array<T> logits_d(logits);
     Array<float> losses_d(rows), loss_d(1);
     Array<int> correct_d(rows), targets_d(rows);
-    Array<StepArgs> args_d(1);
+    Array<UpdateArgs> args_d(1);
     CHECK(cudaMemcpy(targets_d.device, targets.data(), rows * sizeof(int), cudaMemcpyHostToDevice) == cudaSuccess);
     CHECK(cudaMemcpy(args_d.device, &args, sizeof args, cudaMemcpyHostToDevice) == cudaSuccess);
     for (int gradient = 0; gradient < 2; gradient++) {
@@ -751,7 +751,7 @@ struct Twins {
     Twins(Config c, const char *dtype, int train, int lean, bool with_oracle = true) : model(), twin(), gpu(), cpu() {
         oracle::Config same_config;
         uint64_t seed = 5;
-        c.d_inner = c.expand * c.d_model, c.norm_eps = 1e-5;
+        c.d_inner = c.expand * c.d_model;
         memcpy(&same_config, &c, sizeof c);
         OK(config_check(&c, "test"));
         OK(model_create(&model, &c));
@@ -819,9 +819,12 @@ static const Config WIDE = {19, 72, 2, 33, 8, 3, 70, 0, 1, 0, 0, 1e-5, 0, 0, 0, 
 static const Config LONG = {19, 392, 1, 16, 4, 2, 8, 0, 0, 1, 1, 1e-5, 0, 0, 0, 0, 0, 0};
 /* x, and the head's tokens, that are more than one round of all threads */
 static const Config BROAD = {419, 1544, 1, 2, 2, 1, 8, 0, 0, 1, 1, 1e-5, 0, 0, 0, 0, 0, 0};
-/* two parts of a sum for two groups of threads; seven parts for one */
-static const Config TWO = {13, 32, 1, 4, 4, 5, 8, 0, 0, 1, 1, 1e-5, 0, 0, 0, 0, 0, 0};
-static const Config PARTS = {11, 98, 1, 64, 3, 8, 56, 0, 0, 1, 1, 1e-5, 0, 0, 0, 0, 0, 0};
+/* what the step of many streams takes: with tiles that are not full; columns for all warps; all ranks, biases, a norm
+   that eps changes; a head with more stages than are on their way */
+static const Config TILES = {37, 64, 2, 16, 4, 2, 16, 0, 0, 1, 1, 1e-5, 0, 0, 0, 0, 0, 0};
+static const Config CHUNKS = {613, 768, 1, 16, 3, 1, 32, 0, 0, 1, 0, 1e-5, 0, 0, 0, 0, 0, 0};
+static const Config RANKS = {37, 64, 2, 16, 1, 2, 48, 0, 1, 0, 0, 1e-2, 0, 0, 0, 0, 0, 0};
+static const Config HEAD = {5003, 64, 1, 16, 2, 2, 16, 0, 0, 1, 1, 1e-5, 0, 0, 0, 0, 0, 0};
 
 /* a in got = a expected, by least squares */
 static double slope_of(const Doubles &got, const Doubles &expected) {
@@ -1298,10 +1301,26 @@ static void test_generate(const char *name, Config config, const char *dtype, in
     for (oracle::Sampler &s : samplers) oracle::sampler_free(&s);
 }
 
-/* Blocks hand each other numbers in two sets of places, see NOT_YET: after a token all places of its set are filled,
-   and all of the set that the next token uses are empty, but for the first layer's x, which sample_kernel fills before
-   anybody looks. A NaN that looks like an empty place is handed on as another one. */
-template <class T> static void test_handed(const char *name, Config config, const char *dtype, int streams) {
+/* Where blocks hand each other numbers, and how many words: of few streams, and of many. */
+typedef std::vector<std::pair<const void *, size_t>> Places;
+template <class T> static Places places_of(const FewStep<T> &s) {
+    size_t x = (size_t)s.streams * s.d_model, rows = (size_t)s.n_layer * s.streams;
+    return {{s.x + x, rows * s.d_model},
+            {s.z, rows * s.d_inner},
+            {s.gated, rows * s.d_inner},
+            {s.parts, rows * s.halves * s.width}};
+}
+static Places places_of(const ManyStep &s) {
+    size_t rows = (size_t)s.n_layer * s.streams, x = (rows + s.streams) * s.d_model;
+    return {{s.xw, x / 2}, {s.squares, x / 8}, {s.u, rows * s.d_inner / 2}, {s.gated, rows * s.d_inner / 2},
+            {s.dbc, rows * s.width}};
+}
+
+/* There are two sets of places, see NOT_YET: after a token all places of its set are filled, and all of the set that
+   the next token uses are empty, but for x, which sample_kernel fills before anybody looks. A NaN that looks like an
+   empty place is handed on as another one. of: the arguments for a set. */
+template <class T, class Of>
+static void test_handed(const char *name, Config config, const char *dtype, int streams, Of of) {
     begin("hand over %s %s, %d streams", name, dtype, streams);
     Twins m(config, dtype, 0, 0, false);
     Gpu<T> *gpu = m.self<T>();
@@ -1310,32 +1329,28 @@ template <class T> static void test_handed(const char *name, Config config, cons
     for (int b = 0; b < streams; b++) OK(sampler_create(&samplers[b], config.vocab_size, 4, b + 1));
     OK(m.gpu.reset(m.gpu.self, streams));
     CHECK(gpu->handed != NULL);
-    auto empty = [&](const float *places, size_t n) {
-        std::vector<unsigned> bits(n);
+    auto empty = [&](const void *places, size_t words) {
+        std::vector<unsigned> bits(words);
         CHECK(cudaDeviceSynchronize() == cudaSuccess);
-        CHECK(cudaMemcpy(bits.data(), places, n * sizeof(float), cudaMemcpyDeviceToHost) == cudaSuccess);
+        CHECK(cudaMemcpy(bits.data(), places, words * sizeof(float), cudaMemcpyDeviceToHost) == cudaSuccess);
         return (size_t)std::count(bits.begin(), bits.end(), NOT_YET);
     };
     for (int nan = 0; nan < 2; nan++) {
-        Step<T> s = step_of(gpu, streams, 0);
-        size_t set_size = step_handed(&s, NULL) / sizeof(float);
+        size_t set_size = std::abs(of(gpu, 0).other), x = (size_t)streams * config.d_model;
         if (nan) {
             memset(m.model.weights, 0xff, m.model.n_param * sizeof(float));
             OK(m.gpu.copy(m.gpu.self, WEIGHTS, m.model.weights, 1));
         }
         CHECK(cudaMemset(gpu->handed, 0, 2 * set_size * sizeof(float)) == cudaSuccess);
         OK(m.gpu.reset(m.gpu.self, streams));
-        CHECK(empty((float *)gpu->handed, 2 * set_size) == 2 * set_size);
+        CHECK(empty(gpu->handed, 2 * set_size) == 2 * set_size);
         OK(m.gpu.forward(m.gpu.self, prompt.data(), 1, NULL, 0));
         for (int token = 0; token < 3; token++) {
             OK(m.gpu.generate(m.gpu.self, ids.data(), 1, samplers.data()));
             for (int set = 0; set < 2; set++) {
-                s = step_of(gpu, streams, set);
-                size_t x = (size_t)streams * s.d_model, rows = (size_t)s.n_layer * streams;
-                const float *places[] = {s.x + x, s.z, s.gated, s.parts};
-                size_t n[] = {rows * s.d_model, rows * s.d_inner, rows * s.d_inner, rows * s.halves * s.width};
-                for (int i = 0; i < 4; i++) CHECK(empty(places[i], n[i]) == (set == gpu->set ? n[i] : 0));
-                if (set != gpu->set) CHECK(empty(s.x, x) == 0);
+                for (const auto &place : places_of(of(gpu, set)))
+                    CHECK(empty(place.first, place.second) == (set == gpu->set ? place.second : 0));
+                if (set != gpu->set) CHECK(empty(of(gpu, set).x, x) == 0);
             }
         }
     }
@@ -1428,11 +1443,66 @@ static void test_constants(const char *dtype) {
     if (!brief) test_training(constant(SMALL, 7), dtype, 4, 16, 40);
 }
 
+/* Sums of more parts than lanes take at once, as where a GPU has more than 128 multiprocessors. */
+static __global__ void sum_parts_kernel(float *sums, FewStep<float> s) {
+    few_sum_parts(s, 0);
+    for (int i = threadIdx.x; i < s.streams * s.width; i += STEP_THREADS) sums[i] = s.dbc()[i];
+}
+
+static void test_sum_parts() {
+    begin("sum of parts");
+    FewStep<float> s = {};
+    s.streams = 3, s.width = 23, s.halves = 148;
+    int n = s.streams * s.width;
+    Doubles of_blocks = uniform<float>((size_t)n * s.halves, -1, 1), expected(n);
+    Array<float> parts(of_blocks), sums(n);
+    for (size_t i = 0; i < of_blocks.size(); i++) expected[i / s.halves] += of_blocks[i];
+    s.parts = parts.device;
+    CHECK(launch(sum_parts_kernel, dim3(1), dim3(STEP_THREADS), few_shared(s), nullptr, sums.device, s) ==
+          cudaSuccess);
+    AGREE_RMS(sums.get(), expected, 1e-6);
+}
+
+#ifdef CUDA_ON_CPU
+/* So many streams have a block for each tile, and one more stream would have too few. */
+static void test_many_limit(const char *name, Config config, int expand, int streams) {
+    config.expand = expand;
+    begin("limit of streams, %s, %d", name, streams);
+    Twins m(config, "bf16", 0, 0, false);
+    CHECK(many_streams(m.self<bf16>(), streams) && !many_streams(m.self<bf16>(), streams + 1));
+}
+#endif
+
+/* The step of many streams, which needs a GPU with much shared memory. */
+static void test_many() {
+#ifdef CUDA_ON_CPU
+    cuda_on_cpu::Device before = cuda_on_cpu::device;
+    cuda_on_cpu::device.shared_per_block_optin = 227 << 10, cuda_on_cpu::device.multiprocessors = 32;
+    cuda_on_cpu::device.major = 9;
+    test_many_limit("tiles of in_proj", TILES, 8, 32);
+    test_many_limit("streams", TILES, 2, MAX_STREAMS);
+    test_many_limit("tiles of x_proj", RANKS, 2, 48);
+    test_many_limit("tiles of out_proj", CHUNKS, 1, 16);
+#endif
+    test_handed<bf16>("tiles", TILES, "bf16", 6, [](Gpu<bf16> *gpu, int set) { return many_of(gpu, 6, set); });
+    for (int streams : {5, 17, 100}) /* 100: too many */
+        if (!brief || streams == 17) test_generate("tiles", TILES, "bf16", streams, 3, streams == 17);
+    test_generate("chunks", CHUNKS, "bf16", 6, 3, 0, 2);
+    test_generate("ranks", RANKS, "bf16", 33, 3, 0, 1);
+    if (!brief) test_generate("head", HEAD, "bf16", 64, 3, 0, 2);
+#ifdef CUDA_ON_CPU
+    cuda_on_cpu::device = before;
+#endif
+}
+
+static const char *part; /* of all tests, NULL: all */
+static bool wanted(const char *name) { return part == NULL || strcmp(part, name) == 0; }
+
 static void test_models() {
     const char *dtypes[] = {"fp32", "bf16", "tf32"};
     for (const char *dtype : dtypes) {
         bool tf32 = strcmp(dtype, "tf32") == 0; /* fp32's kernels: only matrix products differ */
-        if (brief && tf32) continue;
+        if ((brief && tf32) || !wanted(dtype)) continue;
         test_model("small", SMALL, dtype, 2, 70);
         if (!brief) test_training(SMALL, dtype, 4, 16, 100);
         test_resume(dtype, 0);
@@ -1458,9 +1528,8 @@ static void test_models() {
         test_generate("long", LONG, dtype, 1, 3, 0);
         test_windows(SMALL, dtype, 100, 16);
         test_constants(dtype);
-        test_generate("two", TWO, dtype, 5, 3, 0);
-        test_generate("parts", PARTS, dtype, 5, 3, 0);
     }
+    if (!wanted("rest")) return;
     test_cast<float>();
     test_cast<bf16>();
     test_model("constants, many", constant(MANY, 6), "fp32", 2, 125); /* sums of more columns than d_inner has */
@@ -1472,8 +1541,10 @@ static void test_models() {
     test_generate("small", SMALL, "fp32", 1, 300, 1, 1); /* more than a GENERATE_TOKENS */
     if (!brief) test_pieces(MANY, "fp32", 64, 130); /* more than PIECE_TOKENS */
     test_generate("broad", BROAD, "tf32", 1, 3, 0, 1);
-    test_handed<float>("small", SMALL, "fp32", 1);
-    test_handed<bf16>("wide", WIDE, "bf16", 3);
+    test_handed<float>("small", SMALL, "fp32", 1, [](Gpu<float> *gpu, int set) { return few_of(gpu, 1, set); });
+    test_handed<bf16>("wide", WIDE, "bf16", 3, [](Gpu<bf16> *gpu, int set) { return few_of(gpu, 3, set); });
+    test_sum_parts();
+    test_many();
     test_memory();
     test_errors();
     const int draws = full ? 16 : brief ? 2 : 5;
@@ -1495,11 +1566,9 @@ static void test_models() {
     if (!brief) test_sampling(100000, 1, 0, 1, 1, 0); /* more than all threads fetch at once */
 #ifdef CUDA_ON_CPU
     int multiprocessors = cuda_on_cpu::device.multiprocessors;
-    /* So many blocks that some have no channels, or lanes add two packs; too many to run at the same time. */
-    cuda_on_cpu::device.multiprocessors = 200, cuda_on_cpu::meeting = false;
+    cuda_on_cpu::device.multiprocessors = 24; /* some blocks have no channels */
     test_generate("wide, many blocks", WIDE, "fp32", 2, 3, 0, 1);
-    test_generate("long, many blocks", LONG, "bf16", 1, 3, 0, 1);
-    cuda_on_cpu::device.multiprocessors = multiprocessors, cuda_on_cpu::meeting = true;
+    cuda_on_cpu::device.multiprocessors = multiprocessors;
     cuda_on_cpu::lazy = true; /* the host does not read what is still on its way */
     test_model("small, lazily", SMALL, "fp32", 2, 33);
     test_model("constants, lazily", constant(SMALL, 7), "fp32", 2, 33);
@@ -1669,9 +1738,10 @@ static void test_large() {
     for (const char *dtype : {"fp32", "tf32", "bf16"}) {
         test_model("medium", MEDIUM, dtype, 3, 130);
         test_generate("medium", MEDIUM, dtype, 1, 40, 0);
-        test_generate("medium", MEDIUM, dtype, 64, 10, 0);
+        test_generate("medium", MEDIUM, dtype, 8, 10, 0);
         test_pieces(MEDIUM, dtype, 2, 300);
     }
+    test_generate("130m's layer", {1000, 768, 1, 16, 4, 2, 48, 0, 0, 1, 1, 1e-5, 0, 0, 0, 0, 0, 0}, "bf16", 64, 6, 0);
     test_training(MEDIUM, "fp32", 2, 64, 100);
     for (int V : {5000, 50280}) {
         test_cross_entropy<float>(9, V, 10);
@@ -1775,11 +1845,12 @@ int main(int argc, char **argv) {
 #ifndef CUDA_ON_CPU
         else if (strcmp(argv[i], "unpoisoned") == 0) poison = false;
 #endif
-        else return fprintf(stderr, "usage: test_cuda [quick|full|brief]\n"), 1;
+        else if (strstr(" layers fp32 bf16 tf32 rest ", argv[i])) part = argv[i];
+        else return fprintf(stderr, "usage: test_cuda [quick|full|brief] [layers|fp32|bf16|tf32|rest]\n"), 1;
     }
-    test_layers();
+    if (wanted("layers")) test_layers();
     test_models();
-    if (full) test_large();
-    test_all_launched();
+    if (full && wanted("large")) test_large();
+    if (part == NULL) test_all_launched();
     return check_report();
 }

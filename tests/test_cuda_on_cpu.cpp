@@ -187,34 +187,88 @@ static void test_votes() {
     CHECK(out.host[0] == 34 && out.host[1] == 1 && out.host[2] == 0 && out.host[3] == 99 && counter.host[0] == 300);
 }
 
-/* Each thread fetches a float4 of the next row while it sums the row before. */
-template <bool WAITS> static __global__ void pipeline(float *sums, const float *x, int rows) {
-    __shared__ __align__(16) float row[2][128];
-    float sum = 0;
+/* The next row is copied to shared memory while the row before is summed. */
+template <bool WAITS> static __global__ void copies(float *sums, const float *x, int rows) {
+    float(*row)[128] = dynamic_shared<float[128]>(), sum = 0;
+    unsigned long long *arrival = (unsigned long long *)row[2];
     int i = threadIdx.x;
-    __pipeline_memcpy_async(&row[0][i * 4], x + i * 4, 16);
-    __pipeline_commit();
+    auto load = [&](int r) {
+        if (i != 0 || r >= rows) return;
+        cpu::expect(&arrival[r % 2], sizeof row[0]);
+        for (int half = 0; half < 2; half++)
+            cpu::copy_bytes(row[r % 2] + half * 64, x + r * 128 + half * 64, sizeof row[0] / 2, &arrival[r % 2]);
+    };
+    if (i == 0) cpu::arrival_init(&arrival[0]), cpu::arrival_init(&arrival[1]);
+    __syncthreads();
+    load(0);
     for (int r = 0; r < rows; r++) {
-        if (r + 1 < rows) __pipeline_memcpy_async(&row[(r + 1) % 2][i * 4], x + (r + 1) * 128 + i * 4, 16);
-        __pipeline_commit();
-        if (WAITS) __pipeline_wait_prior(1);
-        __syncthreads();
+        load(r + 1);
+        if (WAITS) cpu::wait_for_bytes(&arrival[r % 2], r / 2);
         for (int j = 0; j < 4; j++) sum += row[r % 2][i + 32 * j];
         __syncthreads();
     }
     sums[i] = sum;
 }
 
-static void test_pipeline() {
-    Array<float> x(5 * 128), sums(32);
-    for (size_t i = 0; i < x.host.size(); i++) x.host[i] = (float)(i % 32);
+static void test_copies() {
+    const int shared = 2 * 128 * sizeof(float) + 16;
+    Array<float> sums(32), x(5 * 128);
+    for (int i = 0; i < 5 * 128; i++) x.host[i] = (float)(i % 7);
     x.upload();
-    CHECK(launch(pipeline<true>, 1, 32, 0, nullptr, sums.device, x.device, 5) == cudaSuccess);
+    CHECK(launch_together(copies<true>, 1, 32, shared, nullptr, sums.device, x.device, 5) == cudaSuccess);
     sums.download();
-    for (int i = 0; i < 32; i++) CHECK(sums.host[i] == (float)(20 * i));
-    CHECK(launch(pipeline<false>, 1, 32, 0, nullptr, sums.device, x.device, 5) == cudaSuccess);
+    int wrong = 0;
+    for (int i = 0; i < 32; i++) {
+        float sum = 0;
+        for (int k = i; k < 5 * 128; k += 32) sum += x.host[k];
+        wrong += sums.host[i] != sum;
+    }
+    CHECK(wrong == 0);
+    cpu::verbose = false;
+    CHECK(launch_together(copies<false>, 1, 32, shared, nullptr, sums.device, x.device, 2) == cudaErrorLaunchFailure);
+    CHECK(reported("a copy that nobody has waited for"));
+    CHECK(cudaDeviceSynchronize() == cudaErrorLaunchFailure);
     sums.download();
-    CHECK(sums.host[3] != 60);
+    CHECK(std::isnan(sums.host[3]));
+    CHECK(launch_together(copies<false>, 1, 32, shared, nullptr, sums.device, x.device, 5) == cudaErrorLaunchFailure);
+    CHECK(reported("bytes are expected before"));
+    CHECK(cudaDeviceSynchronize() == cudaErrorLaunchFailure);
+    CHECK(launch_together(copies<true>, 1, 32, shared, nullptr, sums.device, x.device + 1, 5) ==
+          cudaErrorLaunchFailure);
+    CHECK(reported("multiples of 16"));
+    CHECK(cudaDeviceSynchronize() == cudaErrorLaunchFailure);
+    cpu::verbose = true;
+    cudaGetLastError();
+}
+
+/* A product of three warps, on matrices of small integers: exact in bf16. */
+static __global__ void multiply(float *d, const __nv_bfloat16 *a, const __nv_bfloat16 *b) {
+    int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, matrix = threadIdx.x / 32;
+    const __nv_bfloat16 *a_row = a + matrix * 256 + g * 16 + 2 * t, *b_column = b + matrix * 128 + g * 16 + 2 * t;
+    unsigned of_a[4], of_b[2];
+    float sum[4] = {1, 1, 1, 1};
+    for (int i = 0; i < 4; i++) memcpy(&of_a[i], a_row + i % 2 * 8 * 16 + i / 2 * 8, 4);
+    for (int i = 0; i < 2; i++) memcpy(&of_b[i], b_column + i * 8, 4);
+    cpu::mma_16x8x16(sum, of_a[0], of_a[1], of_a[2], of_a[3], of_b[0], of_b[1]);
+    for (int i = 0; i < 4; i++) d[matrix * 128 + (g + i / 2 * 8) * 8 + 2 * t + i % 2] = sum[i];
+}
+
+static void test_multiply() {
+    Array<__nv_bfloat16> a(3 * 256), b(3 * 128);
+    Array<float> d(3 * 128);
+    for (int i = 0; i < 3 * 256; i++) a.host[i] = i * 7 % 23 - 11;
+    for (int i = 0; i < 3 * 128; i++) b.host[i] = i * 5 % 19 - 9;
+    a.upload(), b.upload();
+    CHECK(launch(multiply, 1, 96, 0, nullptr, d.device, a.device, b.device) == cudaSuccess);
+    d.download();
+    int wrong = 0;
+    for (int i = 0; i < 3 * 128; i++) {
+        float sum = 1;
+        for (int k = 0; k < 16; k++)
+            sum += (float)a.host[i / 8 * 16 + k] * (float)b.host[(i / 128 * 8 + i % 8) * 16 + k];
+        wrong += d.host[i] != sum;
+    }
+    CHECK(wrong == 0);
 }
 
 /* --- numbers --------------------------------------------------------------------------------------------------- */
@@ -528,8 +582,7 @@ static void test_missing_barriers() {
 
 /* Blocks that hand each other numbers, each through all the others, and reuse the memory that it was read from. */
 template <bool BARRIER> static __global__ void relay(int *places) {
-    __shared__ int read[64];
-    int n = gridDim.x, i = threadIdx.x;
+    int *read = dynamic_shared<int>(), n = gridDim.x, i = threadIdx.x;
     for (int round = 0; round < 3; round++) {
         int *from = &places[round * n * 64], *to = from + n * 64, b = (blockIdx.x + 1) % n;
         while (from[b * 64 + i] == -1) cpu::wait_for(&from[b * 64 + i]);
@@ -542,7 +595,6 @@ template <bool BARRIER> static __global__ void relay(int *places) {
 
 static void test_together() {
     const int n = 5;
-    if (!cpu::blocks_meet()) return;
     for (int s = 0; s < n_schedule; s++) {
         Array<int> places(4 * n * 64);
         int wrong = 0;
@@ -552,7 +604,7 @@ static void test_together() {
             for (int i = 0; i < 4 * n * 64; i++) places.host[i] = i < n * 64 ? i : -1;
             places.upload();
             auto kernel = barrier ? relay<true> : relay<false>;
-            CHECK(launch_together(kernel, n, 64, 0, nullptr, places.device) == cudaSuccess);
+            CHECK(launch_together(kernel, n, 64, 256, nullptr, places.device) == cudaSuccess);
             places.download();
             for (int b = 0; b < n; b++)
                 for (int i = 0; i < 64; i++)
@@ -561,10 +613,10 @@ static void test_together() {
         }
         cpu::verbose = false; /* nobody gives the first numbers */
         CHECK(cudaMemset(places.device, 0xff, places.bytes()) == cudaSuccess);
-        CHECK(launch_together(relay<true>, n, 64, 0, nullptr, places.device) == cudaErrorLaunchFailure);
+        CHECK(launch_together(relay<true>, n, 64, 256, nullptr, places.device) == cudaErrorLaunchFailure);
         CHECK(reported("what no block gives"));
         CHECK(cudaDeviceSynchronize() == cudaErrorLaunchFailure);
-        CHECK(launch_together(relay<true>, 1000, 64, 0, nullptr, places.device) == cudaErrorInvalidConfiguration);
+        CHECK(launch_together(relay<true>, 1000, 64, 256, nullptr, places.device) == cudaErrorInvalidConfiguration);
         CHECK(launch(indices, 1, 64, 0, nullptr, places.device) == cudaSuccess); /* and life goes on */
         cpu::verbose = true;
         cudaGetLastError();
@@ -593,7 +645,8 @@ int main() {
         test_dynamic_shared();
         test_warp_operations();
         test_votes();
-        test_pipeline();
+        test_copies();
+        test_multiply();
         test_graph();
         test_wrong_kernels();
     }
