@@ -33,8 +33,8 @@
    Two runs give the same bits. A sum of floats depends on its order, as each addition rounds. By atomic additions the
    order would be that in which threads happen to come. Here it follows from their indices alone: a thread adds its own
    terms, a warp or a block adds its threads' sums in a fixed tree, and what several blocks have are parts, written to a
-   place each, that the next kernel adds in an order as fixed. (Another GPU may give other bits: the number of its
-   multiprocessors says how much is cut up.)
+   place each, that the next kernel (in section 6 the next phase) adds in an order as fixed. (Another GPU may give other
+   bits: the number of its multiprocessors says how much is cut up.)
 
    Words that are used all over, besides those of CUDA:
 
@@ -230,7 +230,7 @@ template <class T> struct Gpu {
     int *host_ids; /* staging for the four, and counts of tokens */
 
     int streams; /* decoding: see STATE in mamba.c */
-    float *state, *held, *step_u, *uniforms;
+    float *state, *held, *few_u, *uniforms; /* held: the last logits; few_u: FewStep's u */
     Way way;      /* how a step is made */
     char *handed; /* two sets of what blocks hand each other, see NOT_YET; NULL where they do not */
     int set;      /* the one that the next token uses */
@@ -1895,18 +1895,19 @@ template <class T> static __global__ void cast_kernel(T *out, const float *in, s
    scan    parts, u, z: dt, B and C; rows of dt_proj, softplus, a step of the scan, gate      to gated
    out     gated: rows of out_proj, residual connection                                       to the next layer's x
 
-   Many streams in bf16 go a similar way, see ManyStep. For all else (many streams in float, shapes that do not fit, a
-   constant delta, B or C) a step is blocks_forward() of one position.
+   Many streams in bf16 go a similar way, see ManyStep. For all else (many in float, beyond MAX_STREAMS, or before
+   compute capability 9.0; shapes that do not fit; a constant delta, B or C) a step is blocks_forward() of one position
+   and the head.
 
-   Here a stream is a sequence that is being generated, a step one token of each stream; tile and chunk are other things
-   than above, and so is a share: what a lane or a warp adds to a sum. */
+   Here a stream is a sequence that is being generated, a step one token of each stream; tile, chunk and phase are other
+   things than above, and a share is what a lane, a warp or a block adds to a sum. */
 
 constexpr int FEW_STREAMS = 4, STEP_WARPS = 12, STEP_THREADS = 32 * STEP_WARPS, FEW_ROWS = 2, SHARED_BYTES = 48 << 10;
 constexpr int SCAN_LANES = 16, FEW_CHANNELS = STEP_THREADS / SCAN_LANES, RANK_FETCH = 4, SHARE_LANES = 4;
 
-/* Rows of a matrix times a vector in shared memory, by LANES threads: w has `rows` rows of n, one every ld; all are
-   multiples of a pack, which is 16 bytes. load() puts a lane's first PACKS of each row into registers, when the vector
-   need not be known; add() adds the lane's share of the products to y. */
+/* Rows of a matrix times a vector in shared memory, by LANES threads: w has `rows` rows of n, one every ld; n and ld
+   are multiples of a pack, which is 16 bytes. load() puts a lane's first PACKS of each row into registers, when the
+   vector need not be known yet; add() adds the lane's share of the products to y. */
 template <class T, int ROWS, int PACKS, int LANES> struct LaneRows {
     static constexpr int N = 16 / sizeof(T);
     Few<T, N> pack[ROWS][PACKS];
@@ -1941,7 +1942,7 @@ template <class T, int ROWS, int PACKS, int LANES> struct LaneRows {
     }
 };
 
-/* softplus for what need not be fast: see lanes_softplus. */
+/* softplus for what need not be fast: see lanes_softplus of mamba.c. */
 static __device__ __forceinline__ float softplus_once(float v) { return fmaxf(v, 0.0f) + log1pf(__expf(-fabsf(v))); }
 
 static __device__ __forceinline__ float silu(float v) { return __fdividef(v, 1 + __expf(-v)); }
@@ -1961,6 +1962,7 @@ template <int MAX> struct ConvStep {
             bias += k < d_conv - 1 ? tap[k] * before[k] : 0;
             if (k > 0 && k < d_conv - 1) state[(size_t)(k - 1) * d_inner] = before[k];
         }
+        /* tap[0] becomes the last tap, x's: by an index known only at run time, taps would lie in memory */
         for (int k = 1; k < MAX; k++) tap[0] = k == d_conv - 1 ? tap[k] : tap[0];
     }
     __device__ __forceinline__ float step(float *state, float x, int d_inner, int d_conv) const {
@@ -1970,9 +1972,10 @@ template <int MAX> struct ConvStep {
 };
 
 /* Blocks that run at the same time hand each other numbers without a barrier between them all. Each number has a place
-   of its own, in every layer, which holds NOT_YET until it is there: a NaN of bits that arithmetic does not make. So
-   the number is its own flag, and each word of 16 bytes speaks for itself. There are two sets of places, used in turn,
-   and who fills a place clears it in the other set: its readers were in the step before, and that is over. */
+   of its own, in every layer, which holds NOT_YET until it is there: a NaN of bits that arithmetic does not make. (Of
+   bf16 two share a place, see give().) So the place is its own flag, and 16 bytes are there when each of their four
+   places says so. There are two sets of places, used in turn, and who fills a place clears it in the other set: its
+   readers were in the step before, and that is over. */
 constexpr unsigned NOT_YET = 0xffffffffu;
 
 static __device__ __forceinline__ bool is_there(float v) { return __float_as_uint(v) != NOT_YET; }
@@ -1997,6 +2000,7 @@ static __device__ __forceinline__ float look(const float *p) {
 #endif
 }
 
+/* Of all four: NOT_YET is the largest unsigned. One look may find some there and others not. */
 static __device__ __forceinline__ bool is_there(uint4 v) { return max(max(v.x, v.y), max(v.z, v.w)) != NOT_YET; }
 
 static __device__ __forceinline__ uint4 look(const uint4 *p) {
@@ -2119,7 +2123,7 @@ template <class T> struct FewStep : Step<T> {
     /* Handed over: x: (n_layer + 1, streams, d_model), of which sample_kernel leaves the first; z, gated: (n_layer,
        streams, d_inner); parts: (n_layer, streams, width, halves) */
     float *x, *z, *gated, *parts;
-    float *u; /* (streams, d_inner): a block reads its own back, which is faster than from us */
+    float *u; /* (streams, d_inner): a block reads its own back, which is faster than from us() */
     /* The first `halves` blocks have x's rows of in_proj, and the scan; as many others have z's; of `channels` each. */
     int channels, halves, out_rows;
     /* Shared memory: vector_floats of vectors; squares (FEW_STREAMS, STEP_WARPS); us (streams, channels), u of the
@@ -2288,7 +2292,8 @@ template <class T> static __device__ __forceinline__ void few_sum_parts(const Fe
 }
 
 /* Second phase: the rest of x_proj, dt_proj, softplus, one step of the scan, gate. SCAN_LANES threads have a channel,
-   a thread every SCAN_LANES-th state and rank, of which the first ones are loaded early, as they are in memory. */
+   a thread every SCAN_LANES-th state and rank: its first state and RANK_FETCH ranks are loaded early, and converted
+   (A_log, dt_row) only when they are used, as that waits for them. */
 template <class T, int S> struct FewScan {
     T dt_row[RANK_FETCH];
     float A_log, h[S], bias, D, z[S], u[S];
@@ -2470,7 +2475,7 @@ template <class T> static FewStep<T> few_of(const Gpu<T> *gpu, int streams, int 
     s.channels = ceil_div(ceil_div(s.d_inner, s.halves), 8) * 8;
     s.halves = ceil_div(ceil_div(s.d_inner, s.channels), 4) * 4;
     s.out_rows = ceil_div(s.d_model, 2 * s.halves), s.vector_floats = streams * max(s.d_model, s.d_inner);
-    s.u = gpu->step_u;
+    s.u = gpu->few_u;
     size_t bytes = few_handed(&s, NULL);
     if (gpu->handed != NULL) few_handed(&s, gpu->handed + set * bytes);
     s.other = (ptrdiff_t)(bytes / sizeof(float)) * (set == 0 ? 1 : -1);
@@ -2535,7 +2540,7 @@ static __device__ __forceinline__ void multiply(float *sum, Few<bf16, 8> *v, Few
         multiply(sum, v[0].word(k), v[1].word(k), v[0].word(k + 1), v[1].word(k + 1), w.word(k), w.word(k + 1));
 }
 
-/* v = a warp's share of x (streams, columns), which is handed over: 16 M streams from `stream` on, the last one again
+/* v = a warp's piece of x (streams, columns), which is handed over: 16 M streams from `stream` on, the last one again
    where there are no more, and CHUNKS chunks of 32 columns from `chunk` on. Chunk c of the i-th 16 streams begins at
    v + 2 (c M + i). */
 template <int M, int CHUNKS> static __device__ __forceinline__
@@ -2555,9 +2560,9 @@ static __device__ __forceinline__ void load_two(Few<bf16, 8> *w, const Few<bf16,
     w[0] = odd ? second : first, w[1] = odd ? first : second;
 }
 
-/* Two neighbours at once. */
+/* Two neighbours at once, in one place. */
 static __device__ __forceinline__ void give(bf16 *place, ptrdiff_t other, float v, float next) {
-    __nv_bfloat162 two = __floats2bfloat162_rn(v, next); /* of a NaN this makes 0x7fff */
+    __nv_bfloat162 two = __floats2bfloat162_rn(v, next); /* of a NaN this makes 0x7fff, so never NOT_YET */
     __stcg((unsigned *)place, *(unsigned *)&two);
     __stcg((unsigned *)(place + 2 * other), NOT_YET);
 }
@@ -2590,7 +2595,7 @@ template <int M, int N, int CHUNKS> struct Tile {
     __device__ __forceinline__ Few<bf16, 8> *row_of(int warp, int lane, int j) const { /* its chunk 0 */
         return weights + (j * 8 + lane / 4) * (columns / 8) + warp * CHUNKS * 4 + lane % 4;
     }
-    __device__ __forceinline__ float *sums_of(int warp, int lane, int j, int i) const { /* next to it in odd rows */
+    __device__ __forceinline__ float *sums_of(int warp, int lane, int j, int i) const { /* chunk i; odd rows: i ^ 1 */
         return (float *)(row_of(warp, lane, j) + (i ^ (lane / 4 % 2)) * 4);
     }
     __device__ __forceinline__ void receive(Few<bf16, 8> *v, const bf16 *x, int streams) const {
@@ -2727,7 +2732,7 @@ struct ManyBlock {
     __device__ __forceinline__ void load_out(int l) const {
         if (starts_copies()) out_tile.load(s.out_proj + l * s.layer_stride);
     }
-    /* A block's share of the states of layer l, so that they are near when threads load them. */
+    /* A block's piece of the states of layer l, so that they are near when threads load them. */
     __device__ __forceinline__ void prefetch_states(int l) const {
         size_t all = s.streams * s.stream_stride, n = (all + 4 * gridDim.x - 1) / (4 * gridDim.x) * 4,
                first = blockIdx.x * n;
@@ -3009,7 +3014,7 @@ static ManyStep many_of(const Gpu<bf16> *gpu, int streams, int set) {
     return s;
 }
 
-/* The same if its weights are in bf16; else NULL, for calls that are never made. */
+/* gpu itself if its weights are in bf16; else NULL: many_streams() then says no, and no other call comes to be made. */
 static Gpu<bf16> *in_bf16(Gpu<bf16> *gpu) { return gpu; }
 static Gpu<bf16> *in_bf16(Gpu<float> *) { return NULL; }
 
@@ -3417,7 +3422,7 @@ template <class T> static int gpu_reset(void *self, int streams) {
             arena.bytes = 0;
             take(&arena, &gpu->state, state_size(c, streams));
             if (handed > 0) take(&arena, &gpu->handed, handed);
-            if (gpu->way == FEW_KERNEL) take(&arena, &gpu->step_u, B * c->d_inner);
+            if (gpu->way == FEW_KERNEL) take(&arena, &gpu->few_u, B * c->d_inner);
             take(&arena, &gpu->samplers, B);
             take(&arena, &gpu->history, B * HISTORY_TOKENS);
             take(&arena, &gpu->out, B * GENERATE_TOKENS);

@@ -828,7 +828,7 @@ bool on_device(const void *p, size_t bytes);
    they go, shows. */
 struct Copy { void *to; const void *from; size_t bytes; };
 struct Arriving {
-    int phase;                         /* the one that is not over */
+    int use;                           /* the one that is not over */
     bool expected;
     size_t bytes_expected, bytes;
     std::vector<Copy> copies;
@@ -842,7 +842,7 @@ inline Arriving &arriving(const void *barrier) {
 inline void arrival_init(unsigned long long *barrier) { arrivals[barrier] = Arriving(); }
 inline void expect(unsigned long long *barrier, unsigned bytes) {
     Arriving &a = arriving(barrier);
-    if (a.expected) block_fail("bytes are expected before those of the phase before have come");
+    if (a.expected) block_fail("bytes are expected before those of the use before have come");
     a.expected = true, a.bytes_expected = bytes;
     wake(barrier);
 }
@@ -854,13 +854,13 @@ inline void copy_bytes(void *to, const void *from, unsigned bytes, unsigned long
     memset(to, 0xff, bytes);
     wake(barrier);
 }
-inline void wait_for_bytes(unsigned long long *barrier, int phase) {
+inline void wait_for_bytes(unsigned long long *barrier, int use) {
     Arriving &a = arriving(barrier);
-    if (phase > a.phase || phase < a.phase - 1) block_fail("waits for a phase with the parity of another");
-    while (phase == a.phase && !(a.expected && a.bytes == a.bytes_expected)) wait_for(barrier);
-    if (phase < a.phase) return;
+    if (use > a.use || use < a.use - 1) block_fail("waits for a use with the parity of another");
+    while (use == a.use && !(a.expected && a.bytes == a.bytes_expected)) wait_for(barrier);
+    if (use < a.use) return;
     for (const Copy &copy : a.copies) memcpy(copy.to, copy.from, copy.bytes);
-    a = Arriving{a.phase + 1, false, 0, 0, {}};
+    a = Arriving{a.use + 1, false, 0, 0, {}};
 }
 /* Whether all that was to come has come. */
 inline bool arrivals_clear() {
