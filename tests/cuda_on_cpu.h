@@ -464,6 +464,16 @@ inline std::vector<int> ranks;         /* block * MAX_WARPS + warp, in the order
 inline int running_block;
 inline std::multimap<uintptr_t, std::pair<int, int>> waiting; /* for these 16 bytes: block and thread */
 
+/* Copies to shared memory that are on their way, by the barrier that counts their bytes: see copy_bytes. */
+struct Copy { void *to; const void *from; size_t bytes; };
+struct Arriving {
+    int use;                           /* the one that is not over */
+    bool expected;
+    size_t bytes_expected, bytes;
+    std::vector<Copy> copies;
+};
+inline std::map<const void *, Arriving> arrivals;
+
 inline CUDA_ON_CPU_UNCHECKED unsigned low_bits(int n) { return n >= 32 ? ~0u : (1u << n) - 1; }
 inline CUDA_ON_CPU_UNCHECKED void all_ready() {
     for (int w = 0; w < n_warp; w++) ready[w] = low_bits(n_thread - w * 32);
@@ -679,8 +689,6 @@ inline void block_run(uint3 index) {
     }
 }
 
-inline bool arrivals_clear();
-
 /* Runs the blocks of a grid at the same time. Their shared memory must be dynamic: of static arrays there is one. */
 inline void grid_run_together(int n_block, size_t dynamic_bytes) {
     poison(shared_begin, shared_end);
@@ -706,8 +714,9 @@ inline void grid_run_together(int n_block, size_t dynamic_bytes) {
     for (Block &b : blocks)
         for (Thread &t : b.threads)
             if (t.fibre != nullptr) fibre_reset(t.fibre), idle[n_idle++] = t.fibre;
-    blocks.clear(), waiting.clear();
-    if (!arrivals_clear() && !block_failed)
+    bool copies_left = std::any_of(arrivals.begin(), arrivals.end(), [](auto &a) { return !a.second.copies.empty(); });
+    blocks.clear(), waiting.clear(), arrivals.clear();
+    if (!block_failed && copies_left)
         execution_error = complain(cudaErrorLaunchFailure, "%s: a copy that nobody has waited for", kernel_name);
     if (!block_failed && std::any_of(shared_begin, shared_end, [](char c) { return c != (char)0xff; }))
         execution_error =
@@ -826,15 +835,6 @@ bool on_device(const void *p, size_t bytes);
 /* Copies to shared memory by a unit of their own (cp.async.bulk), and the barrier in shared memory that counts their
    bytes (mbarrier). They arrive when somebody waits for them and not before: reading them too early, or writing where
    they go, shows. */
-struct Copy { void *to; const void *from; size_t bytes; };
-struct Arriving {
-    int use;                           /* the one that is not over */
-    bool expected;
-    size_t bytes_expected, bytes;
-    std::vector<Copy> copies;
-};
-inline std::map<const void *, Arriving> arrivals; /* by barrier */
-
 inline Arriving &arriving(const void *barrier) {
     if (arrivals.count(barrier) == 0) block_fail("a barrier for bytes that nobody has initialised");
     return arrivals[barrier];
@@ -861,13 +861,6 @@ inline void wait_for_bytes(unsigned long long *barrier, int use) {
     if (use < a.use) return;
     for (const Copy &copy : a.copies) memcpy(copy.to, copy.from, copy.bytes);
     a = Arriving{a.use + 1, false, 0, 0, {}};
-}
-/* Whether all that was to come has come. */
-inline bool arrivals_clear() {
-    bool none_left = true;
-    for (const auto &arrival : arrivals) none_left = none_left && arrival.second.copies.empty();
-    arrivals.clear();
-    return none_left;
 }
 inline void prefetch_bytes(const void *from, unsigned bytes) {
     if (bytes % 16 != 0 || (uintptr_t)from % 16 != 0 || !on_device(from, bytes))

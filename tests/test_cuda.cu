@@ -1495,7 +1495,8 @@ static void test_many() {
 #endif
 }
 
-static const char *part; /* of all tests, NULL: all */
+static const char *const parts[] = {"layers", "fp32", "bf16", "tf32", "rest"};
+static const char *part; /* the one wanted; NULL: all */
 static bool wanted(const char *name) { return part == NULL || strcmp(part, name) == 0; }
 
 static void test_models() {
@@ -1845,12 +1846,17 @@ int main(int argc, char **argv) {
 #ifndef CUDA_ON_CPU
         else if (strcmp(argv[i], "unpoisoned") == 0) poison = false;
 #endif
-        else if (strstr(" layers fp32 bf16 tf32 rest ", argv[i])) part = argv[i];
-        else return fprintf(stderr, "usage: test_cuda [quick|full|brief] [layers|fp32|bf16|tf32|rest]\n"), 1;
+        else {
+            part = NULL;
+            for (const char *name : parts)
+                if (strcmp(argv[i], name) == 0) part = name;
+            if (part == NULL)
+                return fprintf(stderr, "usage: test_cuda [quick|full|brief] [layers|fp32|bf16|tf32|rest]\n"), 1;
+        }
     }
     if (wanted("layers")) test_layers();
     test_models();
-    if (full && wanted("large")) test_large();
+    if (full && part == NULL) test_large();
     if (part == NULL) test_all_launched();
     return check_report();
 }
